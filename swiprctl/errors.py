@@ -1,0 +1,148 @@
+"""Every way swipr can fail, as one tree: the class is the wire code and the exit status.
+
+    SwiprError
+    ├── UsageError            64   the command line is wrong
+    ├── CannotOpen            66   the client may not or cannot open the file
+    ├── NoDaemon              69   nothing answers on the socket and none can be started
+    ├── BadImage              65   bad-image
+    ├── TooLarge              65   too-large
+    ├── WorkerCrashed         70   worker-crashed
+    ├── TryLater              75   (carries retry_after, seconds)
+    │   ├── Overloaded             overloaded
+    │   ├── ShuttingDown           shutting-down
+    │   └── LoadingFailed          loading-failed
+    ├── BadRequest            76   bad-request
+    ├── Forbidden             77   forbidden
+    └── DeadlineExceeded     124   deadline
+
+Exit statuses follow sysexits(3) and timeout(1). 255 is never used: it stops xargs(1).
+Imports nothing: the client's start-up time is part of its contract.
+"""
+
+from __future__ import annotations
+
+
+class SwiprError(Exception):
+    """Something that a user of swipr can see go wrong; `str()` is a sentence without a full stop.
+
+    Attributes:
+        code: the name this error has on the wire; empty where it never travels.
+        exit_status: what `swiprctl` exits with when this is the only input's fate.
+    """
+
+    code = ""
+    exit_status = 70
+
+
+class UsageError(SwiprError):
+    """The command line asks for something that does not exist."""
+
+    exit_status = 64
+
+
+class CannotOpen(SwiprError):
+    """The client cannot open or read the file it was given."""
+
+    exit_status = 66
+
+
+class NoDaemon(SwiprError):
+    """No daemon answers on the socket, and none could be started."""
+
+    exit_status = 69
+
+
+class BadImage(SwiprError):
+    """The bytes are not an image, or not one that can be decoded whole."""
+
+    code = "bad-image"
+    exit_status = 65
+
+
+class TooLarge(SwiprError):
+    """The image has more bytes or pixels than the daemon takes."""
+
+    code = "too-large"
+    exit_status = 65
+
+
+class WorkerCrashed(SwiprError):
+    """The image killed the worker that had it, and again the next one."""
+
+    code = "worker-crashed"
+    exit_status = 70
+
+
+class TryLater(SwiprError):
+    """The daemon cannot answer now; `retry_after` says in how many seconds it may, if known."""
+
+    exit_status = 75
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Overloaded(TryLater):
+    """The queue is full, or the request cannot be answered within its deadline."""
+
+    code = "overloaded"
+
+
+class ShuttingDown(TryLater):
+    """The daemon is leaving; its successor will answer."""
+
+    code = "shutting-down"
+
+
+class LoadingFailed(TryLater):
+    """The model cannot be loaded; the message says why."""
+
+    code = "loading-failed"
+
+
+class BadRequest(SwiprError):
+    """The peer does not speak this protocol."""
+
+    code = "bad-request"
+    exit_status = 76
+
+
+class Forbidden(SwiprError):
+    """This uid may not do this, or may not open the socket."""
+
+    code = "forbidden"
+    exit_status = 77
+
+
+class DeadlineExceeded(SwiprError):
+    """The deadline passed before the answer was there."""
+
+    code = "deadline"
+    exit_status = 124
+
+
+_BY_CODE: dict[str, type[SwiprError]] = {
+    error.code: error
+    for error in (
+        BadImage,
+        TooLarge,
+        WorkerCrashed,
+        Overloaded,
+        ShuttingDown,
+        LoadingFailed,
+        BadRequest,
+        Forbidden,
+        DeadlineExceeded,
+    )
+}
+
+
+def from_wire(code: str, message: str, retry_after: float | None) -> SwiprError:
+    """Make the exception that a wire error stands for; an unknown code is kept in the text."""
+    error = _BY_CODE.get(code)
+    if error is None:
+        return SwiprError(f"{code}: {message}")
+    if issubclass(error, TryLater):
+        return error(message, retry_after)
+    return error(message)

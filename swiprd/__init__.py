@@ -1,0 +1,1 @@
+"""swipr's daemon: a front that never imports torch, and the processes that do."""
