@@ -1,0 +1,184 @@
+"""Who may wait, who goes next, who is told to come back. Pure: `now` is an argument.
+
+Requests wait in one queue a uid; the uids take turns, so that a flood from one delays another by
+one request at most. When the queue is full, a newcomer whose uid holds less than its share takes
+the place of the newest request of the uid that holds the most.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from swiprctl.errors import Overloaded, SwiprError
+
+_SMOOTHING = 0.2  # weight of the newest service time in the running average
+_SOONEST_RETRY = 0.05  # seconds; a shorter wait is a busy loop
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Job:
+    """One image on its way to a row.
+
+    Attributes:
+        id: unique in this daemon's life; what the workers call it.
+        uid: whose it is, as the kernel says.
+        owner: whatever submitted it; `cancel()` finds its jobs by it.
+        image: the descriptor; closed by whoever ends the job, through `end`.
+        arrived: seconds, monotonic.
+        deadline: seconds, monotonic. Infinite while the model loads, if the client named none.
+        timeout: seconds that the client named, None where it left that to the daemon.
+        done: called once, with the row's fields or the error.
+        started: when a worker got it, monotonic; 0 before.
+        crashes: workers that died by themselves with it.
+        kills: workers that somebody else killed with it.
+        alone: it was in a batch that did not end well: the next try is its own.
+    """
+
+    id: int
+    uid: int
+    owner: object
+    image: int
+    arrived: float
+    deadline: float
+    timeout: float | None
+    done: Callable[[Job, dict[str, object] | SwiprError], None]
+    started: float = 0.0
+    crashes: int = 0
+    kills: int = 0
+    alone: bool = False
+    ended: bool = field(default=False)
+
+
+class Admission:
+    """The queue. Counts what waits and what runs against one limit."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._waiting: OrderedDict[int, deque[Job]] = OrderedDict()  # by uid, next turn first
+        self._held: dict[int, int] = {}  # by uid, waiting and running
+        self._total = 0
+        self._queued = 0
+        self._service = 0.0  # seconds between two answers while there is work; 0: not known yet
+        self.refused = 0
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait."""
+        return self._queued
+
+    @property
+    def total(self) -> int:
+        """Requests that wait or run."""
+        return self._total
+
+    def oldest(self, now: float) -> float:
+        """Seconds that the longest waiting request has waited."""
+        return max((now - q[0].arrived for q in self._waiting.values() if q), default=0.0)
+
+    def admit(self, job: Job, now: float) -> Job | None:
+        """Let a job wait. Return the job that has to make room for it, if one has to.
+
+        Raises:
+            Overloaded: the queue is full, or the job cannot be answered within its deadline.
+        """
+        wait = self._queued * self._service
+        if now + wait > job.deadline:
+            self.refused += 1
+            raise Overloaded(
+                f"{self._queued} requests wait, which takes about {wait:.1f} s:"
+                " more than this one has",
+                self._retry_after(),
+            )
+        victim = None
+        if self._total >= self._limit:
+            victim = self._make_room(job.uid)
+        self._waiting.setdefault(job.uid, deque()).append(job)
+        self._queued += 1
+        self._count(job.uid, 1)
+        return victim
+
+    def requeue(self, job: Job) -> None:
+        """Put a job that a dead worker left back at the head: it has waited already."""
+        self._waiting.setdefault(job.uid, deque()).appendleft(job)
+        self._waiting.move_to_end(job.uid, last=False)
+        self._queued += 1
+
+    def next(self) -> Job | None:
+        """Take the job whose turn it is; it runs until `finished()`."""
+        if not self._waiting:
+            return None
+        uid, queue = next(iter(self._waiting.items()))
+        job = queue.popleft()
+        self._queued -= 1
+        if queue:
+            self._waiting.move_to_end(uid)
+        else:
+            del self._waiting[uid]
+        return job
+
+    def peek(self) -> Job | None:
+        """The job whose turn it is, left where it is."""
+        return next(iter(self._waiting.values()))[0] if self._waiting else None
+
+    def withdraw(self, job: Job) -> bool:
+        """Take a job out of the queue and the count; False if it is not waiting."""
+        queue = self._waiting.get(job.uid)
+        if queue is None or job not in queue:
+            return False
+        queue.remove(job)
+        if not queue:
+            del self._waiting[job.uid]
+        self._queued -= 1
+        self._count(job.uid, -1)
+        return True
+
+    def cancel(self, owner: object) -> list[Job]:
+        """Take out all that waits for one owner."""
+        jobs = [job for queue in self._waiting.values() for job in queue if job.owner is owner]
+        for job in jobs:
+            self.withdraw(job)
+        return jobs
+
+    def finished(self, job: Job) -> None:
+        """A running job has ended, one way or the other."""
+        self._count(job.uid, -1)
+
+    def served(self, seconds: float) -> None:
+        """Learn the time between two answers of a busy pool."""
+        if self._service == 0.0:
+            self._service = seconds
+        else:
+            self._service += _SMOOTHING * (seconds - self._service)
+
+    def by_uid(self) -> dict[int, int]:
+        """Requests waiting or running, by uid."""
+        return dict(self._held)
+
+    def _make_room(self, uid: int) -> Job:
+        held = self._held.get(uid, 0)
+        share = self._limit // (len(self._held.keys() | {uid}))
+        greedy = max(self._waiting, key=lambda u: self._held[u], default=uid)
+        if held >= share or greedy == uid or self._held.get(greedy, 0) <= held + 1:
+            self.refused += 1
+            raise Overloaded(f"the queue of {self._limit} is full", self._retry_after())
+        victim = self._waiting[greedy][-1]
+        self.withdraw(victim)
+        self.refused += 1
+        return victim
+
+    def evicted(self) -> Overloaded:
+        """What the job that made room is told."""
+        return Overloaded("made room in a full queue for another user", self._retry_after())
+
+    def _retry_after(self) -> float:
+        return round(max(_SOONEST_RETRY, self._total * self._service / 2), 3)
+
+    def _count(self, uid: int, by: int) -> None:
+        self._total += by
+        held = self._held.get(uid, 0) + by
+        if held:
+            self._held[uid] = held
+        else:
+            del self._held[uid]

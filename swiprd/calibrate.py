@@ -1,0 +1,267 @@
+"""How many workers, threads and images a batch: measured on this host, once, and remembered.
+
+After a model is first ready and while nobody asks for anything, each arrangement of the host's
+cores runs the canary for a second or so in workers of its own. A request that comes meanwhile is
+served as ever, and the measurement begun is thrown away and made again later. The settings or the
+model's folder override each figure; all three given, nothing is measured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from importlib import metadata
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from swiprctl.errors import SwiprError
+from swiprctl.protocol import Reply
+from swiprd.admission import Job
+from swiprd.bundle import Bundle
+from swiprd.children import Worker
+from swiprd.config import Settings
+from swiprd.lifecycle import State
+from swiprd.log import log
+from swiprd.memfd import sealed_memfd
+from swiprd.pool import Pool, Shape
+
+_LEAST_SECONDS = 0.8  # a measurement takes so long at least,
+_LEAST_ANSWERS = 12  # until there were so many answers,
+_MOST_SECONDS = 6.0  # but no longer than this
+_MARGIN = 1.05  # a more crowded arrangement must be this much better: less is noise
+_BATCHES = (2, 4, 8)
+_MOST_WORKERS = 8
+_POLL = 0.5  # seconds between looks whether the daemon is quiet
+
+
+class Interrupted(Exception):
+    """A request came, or a worker died: the measurement is worth nothing."""
+
+
+def choose_shape(settings: Settings, bundle: Bundle) -> Shape:
+    """The shape to begin with: what is told, else what was measured, else one worker on all."""
+    told = _told(settings, bundle)
+    found = _remembered(settings, bundle) or Shape(workers=1, threads=_cores(), batch=1)
+    return replace(found, **{key: value for key, value in told.items() if value is not None})
+
+
+async def calibrate(
+    pool: Pool, bundle: Bundle, settings: Settings, quiet: Callable[[], bool]
+) -> None:
+    """Find the fastest shape, have the pool take it, and remember it."""
+    told = _told(settings, bundle)
+    if None not in told.values() or _remembered(settings, bundle) is not None:
+        return
+    while not pool.closing:
+        while not quiet():
+            await asyncio.sleep(_POLL)
+        try:
+            best, figures = await _search(pool, told, quiet)
+        except Interrupted:
+            await asyncio.sleep(_POLL)
+            continue
+        log.info(
+            "calibrated: %d workers, %d threads each, %d images a batch: %.1f images/s",
+            *(best.workers, best.threads, best.batch, figures[best]),
+        )
+        _remember(settings, bundle, best, figures)
+        pool.reshape(best)
+        return
+
+
+async def _search(
+    pool: Pool, told: dict[str, int | None], quiet: Callable[[], bool]
+) -> tuple[Shape, dict[Shape, float]]:
+    figures: dict[Shape, float] = {}
+    best: Shape | None = None
+    for shape in _spreads(told):
+        figures[shape] = await _measure(pool, shape, quiet)
+        if best is None or figures[shape] > figures[best] * _MARGIN:
+            best = shape
+    assert best is not None
+    if told["batch"] is None:
+        for batch in _BATCHES:
+            shape = replace(best, batch=batch)
+            figures[shape] = await _measure(pool, shape, quiet)
+        largest = max(figures, key=lambda s: figures[s])
+        if figures[largest] > figures[best] * _MARGIN:
+            best = largest
+    return best, figures
+
+
+def _spreads(told: dict[str, int | None]) -> list[Shape]:
+    """Ways to spread the cores, fewest workers first: they use the least memory."""
+    cores = _cores()
+    batch = told["batch"] or 1
+    if told["workers"] is not None or told["threads"] is not None:
+        workers = told["workers"] or max(1, cores // (told["threads"] or 1))
+        threads = told["threads"] or max(1, cores // workers)
+        return [Shape(workers=workers, threads=threads, batch=batch)]
+    shapes = []
+    workers = 1
+    while workers <= min(cores, _MOST_WORKERS):
+        shapes.append(Shape(workers=workers, threads=max(1, cores // workers), batch=batch))
+        workers *= 2
+    return shapes
+
+
+async def _measure(pool: Pool, shape: Shape, quiet: Callable[[], bool]) -> float:
+    """Images per second of a shape.
+
+    Raises:
+        Interrupted: the host was not left alone meanwhile.
+    """
+    trial = _Trial(pool, shape)
+    try:
+        return await trial.run(quiet)
+    finally:
+        trial.close()
+
+
+class _Trial:
+    """Workers of one shape that answer the canary over and over."""
+
+    def __init__(self, pool: Pool, shape: Shape) -> None:
+        assert pool.canary is not None
+        self._loop = asyncio.get_running_loop()
+        self._shape = shape
+        self._image = sealed_memfd(pool.canary.image)
+        self._ids = count(1)
+        self._warm: set[int] = set()
+        self._all_warm = self._loop.create_future()
+        self._answers = 0
+        self._going = True
+        self._workers: list[Worker] = []
+        for _ in range(shape.workers):
+            worker = pool.fork_for_trial(
+                shape.threads, on_forked=self._give, on_reply=self._replied
+            )
+            if worker is not None:
+                self._workers.append(worker)
+
+    async def run(self, quiet: Callable[[], bool]) -> float:
+        """Warm up, count for a while, return images per second."""
+        begun: float | None = None
+        waited = 0.0
+        while True:
+            await asyncio.sleep(0.05)
+            waited += 0.05
+            alive = all(w.state is not State.GONE for w in self._workers)
+            if not quiet() or not alive or len(self._workers) < self._shape.workers:
+                raise Interrupted
+            if begun is None:
+                if len(self._warm) == self._shape.workers:
+                    begun, self._answers = self._loop.time(), 0
+                elif waited > 10 * _MOST_SECONDS:
+                    raise Interrupted
+                continue
+            elapsed = self._loop.time() - begun
+            enough = self._answers >= _LEAST_ANSWERS * self._shape.workers
+            if elapsed >= _LEAST_SECONDS and (enough or elapsed >= _MOST_SECONDS):
+                return self._answers / elapsed
+
+    def close(self) -> None:
+        """Kill the workers: what they still compute is of no use."""
+        self._going = False
+        for worker in self._workers:
+            worker.jobs.clear()
+            worker.kill("the measurement is over")
+        os.close(self._image)
+
+    def _give(self, worker: Worker) -> None:
+        now = self._loop.time()
+        worker.give(
+            [
+                Job(
+                    id=next(self._ids),
+                    uid=0,
+                    owner=self,
+                    image=self._image,
+                    arrived=now,
+                    deadline=now,
+                    timeout=None,
+                    done=_ignore,
+                )
+                for _ in range(self._shape.batch)
+            ]
+        )
+
+    def _replied(self, worker: Worker, _job: Job, _reply: Reply) -> None:
+        self._answers += 1
+        if not worker.jobs and self._going:
+            self._warm.add(worker.number)
+            self._give(worker)
+
+
+def _ignore(_job: Job, _outcome: dict[str, object] | SwiprError) -> None:
+    """Nobody waits for a trial's rows."""
+
+
+def _told(settings: Settings, bundle: Bundle) -> dict[str, int | None]:
+    return {
+        "workers": settings.workers or bundle.serve.workers,
+        "threads": settings.threads or bundle.serve.threads,
+        "batch": settings.batch or bundle.serve.batch,
+    }
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _file(settings: Settings, bundle: Bundle) -> Path:
+    """Where the figures for this model on this host are kept: a new key forgets the old ones."""
+    digest = hashlib.sha256(bundle.file.read_bytes())
+    stat = bundle.weights.stat()
+    told = _told(settings, bundle)
+    digest.update(repr((stat.st_size, stat.st_mtime_ns, told, settings.device)).encode())
+    digest.update(repr((_cores(), _processor(), _torch_version())).encode())
+    assert settings.cache is not None
+    return settings.cache / f"{bundle.name}-{digest.hexdigest()[:16]}.json"
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next((line for line in lines if line.startswith("model name")), "")
+    except OSError:
+        return ""
+
+
+def _torch_version() -> str:
+    try:
+        return metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _remembered(settings: Settings, bundle: Bundle) -> Shape | None:
+    try:
+        kept: Any = json.loads(_file(settings, bundle).read_text())["shape"]
+        shape = Shape(**kept)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    sane = all(isinstance(n, int) and 0 < n <= 1024 for n in asdict(shape).values())
+    return shape if sane else None
+
+
+def _remember(
+    settings: Settings, bundle: Bundle, shape: Shape, figures: dict[Shape, float]
+) -> None:
+    kept = {
+        "shape": asdict(shape),
+        "images_per_second": [{**asdict(s), "rate": round(r, 2)} for s, r in figures.items()],
+    }
+    try:
+        file = _file(settings, bundle)
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fresh = file.with_suffix(".new")
+        fresh.write_text(json.dumps(kept, indent=1))
+        fresh.replace(file)
+    except OSError as error:
+        log.warning("the calibration could not be kept: %s; it will be made again", error)

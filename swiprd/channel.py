@@ -1,0 +1,204 @@
+"""One connected stream socket of the event loop: frames in, frames out, descriptors with both.
+
+Serves clients, the forkserver and the workers alike. It owns its socket and every descriptor that
+arrives, until a frame hands that on to the receiver. It knows frames, not what they mean.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import os
+import socket
+from collections import deque
+from collections.abc import Callable
+
+from swiprctl.errors import BadRequest, Overloaded, SwiprError
+from swiprctl.protocol import MAX_FRAME, Decoder, Frame
+
+_READ = 1 << 16  # bytes a read: a request is a hundred; an inline image comes in many
+_ROOM = socket.CMSG_SPACE(4 * 4)  # room for more descriptors than allowed, to see and close them
+_ANCILLARY_FLAGS = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+
+
+class Channel:
+    """Frames over one socket.
+
+    Args:
+        sock: connected, SOCK_STREAM, AF_UNIX; the channel owns it from here on.
+        on_frame: called with each frame; the receiver owns its attachment.
+        on_closed: called once, with None on the peer's EOF or own `close()`, else with the reason.
+        farewell: what to send, if it can be sent at once, before closing on a peer that broke the
+            protocol.
+        reserve: asked with a number of bytes before a frame larger than a read is buffered, and
+            told with the same number negated when it no longer is; a False refuses the frame.
+        limit: bytes of a frame's payload.
+
+    Attributes:
+        unsent: bytes that wait for the peer to read.
+        last_read: loop time of the last bytes that came in.
+        last_write: loop time when the last bytes went out, or when output began to wait.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        on_frame: Callable[[Frame], None],
+        on_closed: Callable[[Exception | None], None],
+        farewell: Callable[[SwiprError], bytes] | None = None,
+        reserve: Callable[[int], bool] | None = None,
+        limit: int = MAX_FRAME,
+    ) -> None:
+        sock.setblocking(False)
+        self._loop = asyncio.get_running_loop()
+        self._socket = sock
+        self._on_frame = on_frame
+        self._on_closed = on_closed
+        self._farewell = farewell
+        self.decoder = Decoder(limit)
+        self._reserve = reserve
+        self._reserved = 0
+        self._out: deque[tuple[memoryview, int | None]] = deque()
+        self.unsent = 0
+        self.closed = False
+        self._paused = False
+        self.last_read = self.last_write = self._loop.time()
+        self._loop.add_reader(sock, self._readable)
+
+    def send(self, data: bytes, descriptor: int | None = None) -> None:
+        """Send a frame, now or when the peer reads. The caller keeps its descriptor, and may
+        close it at once: what has to wait waits as a duplicate."""
+        if self.closed:
+            return
+        if not self._out:
+            self.last_write = self._loop.time()
+            try:
+                sent = self._push(memoryview(data), descriptor)
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                self._fail_soon(error)
+                return
+            if sent == len(data):
+                return
+            if sent:
+                data, descriptor = data[sent:], None
+            self._loop.add_writer(self._socket, self._writable)
+        if descriptor is not None:
+            descriptor = os.dup(descriptor)
+        self._out.append((memoryview(data), descriptor))
+        self.unsent += len(data)
+
+    def pause(self, paused: bool) -> None:
+        """Stop reading, or go on: how a peer that does not read its answers is held back."""
+        if self.closed or paused == self._paused:
+            return
+        self._paused = paused
+        if paused:
+            self._loop.remove_reader(self._socket)
+        else:
+            self._loop.add_reader(self._socket, self._readable)
+
+    def close(self, error: Exception | None = None) -> None:
+        """Close the socket and every descriptor still held. Calls `on_closed`, once."""
+        if self.closed:
+            return
+        self.closed = True
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_writer(self._socket)
+        self._socket.close()
+        self._hold(0)
+        for _, descriptor in self._out:
+            if descriptor is not None:
+                os.close(descriptor)
+        self._out.clear()
+        self.unsent = 0
+        for descriptor in self.decoder.abandon():
+            os.close(descriptor)
+        self._on_closed(error)
+
+    def refuse(self, error: SwiprError) -> None:
+        """Say farewell to a peer that broke the protocol, and close."""
+        if self._farewell is not None and not self.closed and not self._out:
+            with contextlib.suppress(OSError):
+                self._socket.send(self._farewell(error))
+        self.close(error)
+
+    def _readable(self) -> None:
+        try:
+            data, ancillary, flags, _ = self._socket.recvmsg(_READ, _ROOM, _ANCILLARY_FLAGS)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self.close(error)
+            return
+        descriptors = array.array("i")
+        for level, kind, payload in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                descriptors.frombytes(payload[: len(payload) - len(payload) % descriptors.itemsize])
+        if len(descriptors) > 1 or flags & socket.MSG_CTRUNC:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            self.refuse(BadRequest("more than one descriptor came with a frame"))
+            return
+        if not data:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            self.close()
+            return
+        self.last_read = self._loop.time()
+        self.decoder.feed(data, descriptors[0] if descriptors else None)
+        try:
+            for frame in self.decoder.frames():
+                if self.closed:  # a receiver closed the channel over an earlier frame
+                    if frame.attachment is not None:
+                        os.close(frame.attachment)
+                    continue
+                self._on_frame(frame)
+            announced = self.decoder.announced
+            if not self._hold(announced if announced > _READ else 0):
+                raise Overloaded(
+                    f"too many large frames at once; this one has {announced} bytes", 1.0
+                )
+        except (BadRequest, Overloaded) as error:
+            self.refuse(error)
+
+    def _hold(self, size: int) -> bool:
+        """Reserve room for the frame being read; give back what the one before had."""
+        if self._reserve is None or size == self._reserved:
+            return True
+        if self._reserved:
+            self._reserve(-self._reserved)
+        self._reserved = size if not size or self._reserve(size) else 0
+        return self._reserved == size
+
+    def _writable(self) -> None:
+        try:
+            while self._out:
+                data, descriptor = self._out[0]
+                sent = self._push(data, descriptor)
+                if descriptor is not None:
+                    os.close(descriptor)
+                self.unsent -= sent
+                self.last_write = self._loop.time()
+                if sent < len(data):
+                    self._out[0] = (data[sent:], None)
+                    return
+                self._out.popleft()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.close(error)
+            return
+        self._loop.remove_writer(self._socket)
+
+    def _push(self, data: memoryview, descriptor: int | None) -> int:
+        if descriptor is None:
+            return self._socket.send(data)
+        return socket.send_fds(self._socket, [data], [descriptor])
+
+    def _fail_soon(self, error: OSError) -> None:
+        # Not at once: the caller of send() may be in the middle of changing what on_closed reads.
+        self._loop.call_soon(self.close, error)

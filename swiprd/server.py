@@ -1,0 +1,273 @@
+"""Accepts clients and owns their sockets: bytes in, requests to the service, replies out.
+
+It opens no path, decodes no image and waits for nobody: each limit on a peer's manners is kept by
+one sweep over the connections. What a client may do is decided by SO_PEERCRED alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+import struct
+from collections import Counter
+from collections.abc import Coroutine
+from typing import Any
+
+from swiprctl.errors import BadRequest, Forbidden, Overloaded, SwiprError
+from swiprctl.protocol import Frame, Reply, Request, request_id
+from swiprd.channel import Channel
+from swiprd.config import Settings
+from swiprd.log import log
+from swiprd.memfd import sealed_memfd
+from swiprd.service import Outcome, Service
+
+_UCRED = struct.Struct("3i")  # pid, uid, gid: unix(7)
+_SWEEP = 0.25  # seconds between looks at slow peers: what a limit on them may be late by
+_HIGH_WATER = 1 << 20  # bytes of unread replies at which a client is not read from any more
+_ACCEPTS = 16  # connections taken in one go, so that a flood of them does not starve the rest
+_NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_ACCEPT_PAUSE = 0.5  # seconds, when there are no descriptors left
+
+
+class Server:
+    """Serves on listening sockets until `stop_accepting()` and `close()`."""
+
+    def __init__(
+        self, listeners: list[socket.socket], service: Service, settings: Settings
+    ) -> None:
+        self._listeners = listeners
+        self._service = service
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+        self._connections: set[_Connection] = set()
+        self._inline = 0
+        self._accepting = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        for listener in listeners:
+            listener.setblocking(False)
+        self._start_accepting()
+        self._sweeper = self._loop.call_later(_SWEEP, self._sweep)
+
+    @property
+    def connections(self) -> int:
+        """Clients connected."""
+        return len(self._connections)
+
+    def stop_accepting(self) -> None:
+        """Leave new clients in the sockets' queues. The sockets stay as they are."""
+        if self._accepting:
+            self._accepting = False
+            for listener in self._listeners:
+                self._loop.remove_reader(listener)
+
+    async def flush(self, patience: float) -> None:
+        """Wait until every reply is read, `patience` seconds at most."""
+        until = self._loop.time() + patience
+        while any(c.channel.unsent for c in self._connections) and self._loop.time() < until:
+            await asyncio.sleep(0.01)
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.stop_accepting()
+        self._sweeper.cancel()
+        for task in self._tasks:
+            task.cancel()
+        for connection in list(self._connections):
+            connection.channel.close()
+
+    def _start_accepting(self) -> None:
+        self._accepting = True
+        for listener in self._listeners:
+            self._loop.add_reader(listener, self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(_ACCEPTS):
+            try:
+                sock, _ = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in _NO_DESCRIPTORS:
+                    raise
+                log.warning("cannot accept: %s; trying again soon", error.strerror)
+                self.stop_accepting()
+                self._loop.call_later(_ACCEPT_PAUSE, self._start_accepting)
+                return
+            self._welcome(sock)
+
+    def _welcome(self, sock: socket.socket) -> None:
+        _, uid, _ = _UCRED.unpack(
+            sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        )
+        if len(self._connections) >= self._settings.connections and not self._make_room():
+            full = Overloaded(f"{len(self._connections)} clients are connected already", 1.0)
+            sock.setblocking(False)
+            with sock, contextlib.suppress(OSError):  # it may have left
+                sock.send(Reply(None, None, full).encode())
+            return
+        self._connections.add(_Connection(self, sock, uid))
+
+    def _make_room(self) -> bool:
+        """Close the connection that has been idle longest, of the uid that has the most."""
+        idle = [c for c in self._connections if not c.in_flight and not c.channel.unsent]
+        if not idle:
+            return False
+        held = Counter(c.uid for c in self._connections)
+        victim = min(idle, key=lambda c: (-held[c.uid], c.channel.last_read))
+        victim.channel.close()
+        return True
+
+    def _sweep(self) -> None:
+        self._sweeper = self._loop.call_later(_SWEEP, self._sweep)
+        now = self._loop.time()
+        limits = self._settings
+        for connection in list(self._connections):
+            channel = connection.channel
+            silent = now - channel.last_read
+            if channel.unsent and now - channel.last_write > limits.slow_reader:
+                channel.close()
+            elif connection.paused:
+                if channel.unsent < _HIGH_WATER:
+                    connection.paused = False
+                    channel.pause(False)
+            elif channel.decoder.mid_frame and silent > limits.stall:
+                channel.refuse(BadRequest(f"half a frame, and nothing for {limits.stall:g} s"))
+            elif not connection.spoke and silent > limits.first_byte:
+                channel.refuse(BadRequest(f"no request within {limits.first_byte:g} s"))
+
+    # --- what connections ask for
+
+    def reserve(self, size: int) -> bool:
+        """Account for the bytes of large frames being read, on all connections together."""
+        if size > 0 and self._inline + size > self._settings.max_inline and self._inline > 0:
+            return False
+        self._inline += size
+        return True
+
+    def forget(self, connection: _Connection) -> None:
+        """A connection is closed: what it waits for need not be done."""
+        self._connections.discard(connection)
+        self._service.cancel(connection)
+
+    def handle(self, connection: _Connection, frame: Frame) -> None:
+        """Act on one request. The frame's descriptor is owned from here."""
+        attachment = frame.attachment
+        try:
+            identity = request_id(frame.fields)
+        except BadRequest as error:
+            _close(attachment)
+            connection.channel.refuse(error)
+            return
+        try:
+            request = Request.parse(frame.fields)
+            if identity in connection.in_flight:
+                raise BadRequest(f"id {identity} is in use: its request has no answer yet")
+            if attachment is not None and (request.op != "predict" or request.image is not None):
+                connection.channel.refuse(BadRequest("a descriptor that no request asks for"))
+                return
+            if request.op == "predict":
+                image, attachment = self._image(request, attachment), None
+                connection.in_flight.add(identity)
+                self._service.submit(
+                    uid=connection.uid,
+                    owner=connection,
+                    image=image,
+                    timeout=request.timeout,
+                    done=lambda outcome: connection.answer(identity, outcome),
+                )
+                return
+            if request.op == "reload" and connection.uid not in (0, os.geteuid()):
+                raise Forbidden(
+                    "only root and the daemon's own user may reload the model:"
+                    " try sudo swiprctl reload"
+                )
+        except SwiprError as error:
+            connection.channel.send(Reply(identity, None, error).encode())
+            return
+        finally:
+            _close(attachment)
+        connection.in_flight.add(identity)
+        self._spawn(self._inquire(connection, identity, request.op))
+
+    def _image(self, request: Request, attachment: int | None) -> int:
+        if attachment is not None:
+            return attachment
+        if request.image is None:
+            raise BadRequest(
+                "no image came with the request: neither a descriptor nor bytes"
+                " (descriptors do not pass through ssh; bytes do)"
+            )
+        try:
+            return sealed_memfd(request.image)
+        except OSError as error:
+            raise Overloaded(f"no room for the image: {error.strerror}", 1.0) from None
+
+    async def _inquire(self, connection: _Connection, identity: int, op: str) -> None:
+        service = self._service
+        outcome: Outcome
+        try:
+            match op:
+                case "ping":
+                    outcome = await service.ping()
+                case "reload":
+                    outcome = await service.reload()
+                case "model":
+                    outcome = service.describe()
+                case _:
+                    outcome = {**service.status(), "connections": len(self._connections)}
+        except SwiprError as error:
+            outcome = error
+        connection.answer(identity, outcome)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class _Connection:
+    """One client.
+
+    Attributes:
+        in_flight: ids of requests without an answer yet.
+        spoke: whether a whole request has come.
+        paused: whether it is not read from, because it does not read either.
+    """
+
+    def __init__(self, server: Server, sock: socket.socket, uid: int) -> None:
+        self.uid = uid
+        self.in_flight: set[int] = set()
+        self.spoke = False
+        self.paused = False
+        self._server = server
+        self.channel = Channel(
+            sock,
+            on_frame=self._received,
+            on_closed=lambda _error: server.forget(self),
+            farewell=lambda error: Reply(None, None, error).encode(),
+            reserve=server.reserve,
+        )
+
+    def answer(self, identity: int, outcome: Outcome) -> None:
+        """Send one reply."""
+        self.in_flight.discard(identity)
+        if isinstance(outcome, SwiprError):
+            reply = Reply(identity, None, outcome)
+        else:
+            reply = Reply(identity, outcome)
+        self.channel.send(reply.encode())
+        if self.channel.unsent > _HIGH_WATER and not self.paused:
+            self.paused = True
+            self.channel.pause(True)
+
+    def _received(self, frame: Frame) -> None:
+        self.spoke = True
+        self._server.handle(self, frame)
+
+
+def _close(descriptor: int | None) -> None:
+    if descriptor is not None:
+        os.close(descriptor)

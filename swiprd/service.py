@@ -1,0 +1,482 @@
+"""The daemon between its sockets and its workers: the model it serves, the queue, the deadlines.
+
+Submitted jobs wait in `Admission`, run in the `Pool` and end here, each exactly once. A model that
+cannot be loaded is a state with a reason, not an exit: systemd would count exits, and give up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from enum import Enum
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from swiprctl.errors import (
+    DeadlineExceeded,
+    LoadingFailed,
+    ShuttingDown,
+    SwiprError,
+)
+from swiprd.admission import Admission, Job
+from swiprd.bundle import Bundle, BundleError, load_bundle
+from swiprd.calibrate import calibrate, choose_shape
+from swiprd.canary import Canary
+from swiprd.config import Settings
+from swiprd.log import log
+from swiprd.pool import Pool
+from swiprd.stats import Stats
+
+_RETRY = 60.0  # seconds between tries to load a model that failed though its files did not change
+_LOOK = 2.0  # seconds between looks whether a failed model's files have changed
+_QUIET = 1.0  # seconds without a request before a calibration may begin
+
+Outcome = dict[str, object] | SwiprError
+
+
+class Phase(Enum):
+    """What the service as a whole is doing."""
+
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "loading-failed"
+    DRAINING = "draining"
+
+
+class Service:
+    """Answers jobs with one model.
+
+    Args:
+        on_phase: called when `phase` has changed, with a line for people.
+
+    Attributes:
+        last_active: loop time when a job was last submitted or ended.
+        last_answer: loop time of the last row that a worker gave.
+    """
+
+    def __init__(self, settings: Settings, on_phase: Callable[[Phase, str], None]) -> None:
+        self._settings = settings
+        self._on_phase = on_phase
+        self._loop = asyncio.get_running_loop()
+        self._admission = Admission(settings.queue)
+        self._ids = count(1)
+        self._timers: dict[int, asyncio.TimerHandle] = {}
+        self._pool: Pool | None = None
+        self._pools: set[Pool] = set()  # with those that drain after a reload
+        self._bundle: Bundle | None = None
+        self._jobs: set[Job] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._reloading = asyncio.Lock()
+        self.stats = Stats()
+        self.phase = Phase.LOADING
+        self.reason = ""
+        self.reload_error = ""
+        self.begun = self.last_active = self.last_answer = self._loop.time()
+
+    # --- life
+
+    def start(self) -> None:
+        """Begin to load the model."""
+        self._spawn(self._bring_up())
+
+    async def drain(self, patience: float) -> None:
+        """Take no more jobs, end those that were taken, for `patience` seconds at most."""
+        self._enter(Phase.DRAINING, "finishing what was accepted")
+        if self._pool is None:
+            self._refuse_waiting(ShuttingDown("the daemon leaves; its successor will answer", 1.0))
+        try:
+            await asyncio.wait_for(self._idle.wait(), patience)
+        except TimeoutError:
+            self._refuse_waiting(ShuttingDown("the daemon leaves; its successor will answer", 1.0))
+
+    async def close(self) -> None:
+        """Let every process leave; wait until they are gone."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for job in list(self._jobs):
+            self._end(job, ShuttingDown("the daemon leaves; its successor will answer", 1.0))
+        for pool in list(self._pools):
+            await self._close_pool(pool)
+
+    # --- jobs
+
+    @property
+    def busy(self) -> bool:
+        """Whether any job waits or runs."""
+        return bool(self._jobs)
+
+    def submit(
+        self,
+        *,
+        uid: int,
+        owner: object,
+        image: int,
+        timeout: float | None,
+        done: Callable[[Outcome], None],
+    ) -> None:
+        """Take an image; `done` is called once, perhaps at once. Owns the descriptor from here."""
+        now = self._loop.time()
+        self.last_active = now
+        patience = self._settings.timeout if timeout is None else timeout
+        if self.phase is Phase.LOADING and timeout is None:
+            patience = float("inf")  # a deadline covers work, not the start of the daemon
+        job = Job(
+            id=next(self._ids),
+            uid=uid,
+            owner=owner,
+            image=image,
+            arrived=now,
+            deadline=now + patience,
+            timeout=timeout,
+            done=lambda _, outcome: done(outcome),
+        )
+        self._jobs.add(job)
+        self._idle.clear()
+        try:
+            if self.phase is Phase.FAILED:
+                raise LoadingFailed(self.reason, _RETRY)
+            if self.phase is Phase.DRAINING:
+                raise ShuttingDown("the daemon leaves; its successor will answer", 0.1)
+            victim = self._admission.admit(job, now)
+        except SwiprError as error:
+            self._end(job, error)
+            return
+        if victim is not None:
+            self._end(victim, self._admission.evicted())
+        self._watch(job)
+        if self._pool is not None:
+            self._pool.dispatch()
+
+    def cancel(self, owner: object) -> None:
+        """Forget what waits for an owner who has left. What runs ends unheard."""
+        for job in self._admission.cancel(owner):
+            self._end(job, ShuttingDown("the client left"))
+
+    def take(self) -> Job | None:
+        """See `pool.Owner`."""
+        return self._admission.next()
+
+    def peek(self) -> Job | None:
+        """See `pool.Owner`."""
+        return self._admission.peek()
+
+    def answered(self, job: Job, fields: dict[str, object], share: float) -> None:
+        """See `pool.Owner`."""
+        self.last_answer = self._loop.time()
+        self._admission.served(share)
+        self._finish_running(
+            job,
+            {
+                "probabilities": fields["probabilities"],
+                "model": fields["model"],
+                "queued": job.started - job.arrived,
+                "decode": fields["decode"],
+                "infer": fields["infer"],
+            },
+        )
+
+    def failed(self, job: Job, error: SwiprError) -> None:
+        """See `pool.Owner`."""
+        self._finish_running(job, error)
+
+    def again(self, job: Job) -> None:
+        """See `pool.Owner`."""
+        if not job.ended:
+            self._admission.requeue(job)
+            if self._pool is not None:  # not the one that asks, where that drains after a reload
+                self._loop.call_soon(self._pool.dispatch)
+
+    def pool_failed(self, error: LoadingFailed) -> None:
+        """See `pool.Owner`."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            self._spawn(self._close_pool(pool))
+        self._spawn(self._keep_trying(error))
+
+    # --- questions
+
+    async def ping(self) -> dict[str, object]:
+        """Run the canary through a live worker.
+
+        Raises:
+            LoadingFailed: there is none, or its answer is wrong.
+        """
+        if self._pool is None:
+            raise LoadingFailed(self.reason or "the model is being loaded", 1.0)
+        seconds = await self._pool.check()
+        self.last_answer = self._loop.time()
+        return {"seconds": seconds, "model": self._pool.described["model"]}
+
+    def describe(self) -> dict[str, object]:
+        """What `model` answers.
+
+        Raises:
+            LoadingFailed: there is no model yet.
+        """
+        if self._pool is None or self._bundle is None:
+            raise LoadingFailed(self.reason or "the model is being loaded", 1.0)
+        described, bundle = self._pool.described, self._bundle
+        preprocess = bundle.preprocess
+        return {
+            "name": bundle.name,
+            "model": described["model"],
+            "architecture": bundle.architecture,
+            "labels": described["labels"],
+            "activation": bundle.activation,
+            "input": {
+                "resize": preprocess.resize,
+                "edge": preprocess.edge,
+                "crop": preprocess.crop,
+                "crops": preprocess.crop_count,
+                "exact": not preprocess.draft,
+            },
+            "device": described["device"],
+            "folder": str(bundle.folder),
+            "versions": described["versions"],
+        }
+
+    def status(self) -> dict[str, object]:
+        """What `status` answers; ages and times in seconds."""
+        now = self._loop.time()
+        pool = self._pool
+        status: dict[str, object] = {
+            "state": self.phase.value,
+            "reason": self.reason,
+            "reload_error": self.reload_error,
+            "uptime": now - self.begun,
+            "pid": os.getpid(),
+            "model": pool.described.get("model", "") if pool else "",
+            "queue": {
+                "waiting": self._admission.waiting,
+                "total": self._admission.total,
+                "limit": self._settings.queue,
+                "oldest": self._admission.oldest(now),
+                "by_uid": {str(uid): n for uid, n in self._admission.by_uid().items()},
+            },
+            "requests": {
+                "outcomes": dict(self.stats.outcomes),
+                "by_uid": {str(uid): n for uid, n in self.stats.by_uid.items()},
+                "refused": self._admission.refused,
+            },
+            "latency": self.stats.latency(),
+            "workers": [],
+        }
+        if pool is not None:
+            status["forkserver"] = {"pid": pool.pid, "restarts": pool.restarts}
+            shape = pool.shape
+            status["shape"] = {
+                "workers": shape.workers,
+                "threads": shape.threads,
+                "batch": shape.batch,
+            }
+            status["workers"] = [
+                {
+                    "number": w.number,
+                    "pid": w.pid,
+                    "state": w.state.value,
+                    "threads": w.threads,
+                    "age": now - w.born,
+                    "answered": w.answered,
+                }
+                for w in pool.workers.values()
+            ]
+            status["kills"] = {
+                "total": pool.killed,
+                "last": [
+                    {"ago": now - at, "worker": worker, "why": why}
+                    for at, worker, why in list(pool.kills)[-5:]
+                ],
+            }
+        return status
+
+    async def reload(self) -> dict[str, object]:
+        """Load the folder anew beside the model that serves; swap when it has proved itself.
+
+        Raises:
+            LoadingFailed: with the reason; the old model goes on.
+        """
+        async with self._reloading:
+            try:
+                pool, bundle = await self._load()
+            except LoadingFailed as error:
+                self.reload_error = str(error)
+                raise
+            self.reload_error = ""
+            self._install(pool, bundle)
+            return {"model": pool.described["model"]}
+
+    # --- loading
+
+    async def _bring_up(self) -> None:
+        try:
+            pool, bundle = await self._load()
+        except LoadingFailed as error:
+            await self._keep_trying(error)
+            return
+        self._install(pool, bundle)
+
+    async def _keep_trying(self, error: LoadingFailed) -> None:
+        """Say why there is no model, and try again when its files change, or after a while."""
+        while True:
+            self._enter(Phase.FAILED, str(error))
+            self._refuse_waiting(error)
+            seen = _signature(self._settings.model)
+            until = self._loop.time() + _RETRY
+            while self._loop.time() < until and _signature(self._settings.model) == seen:
+                await asyncio.sleep(_LOOK)  # inotify has no binding among our dependencies
+            try:
+                pool, bundle = await self._load()
+            except LoadingFailed as again:
+                error = again
+                continue
+            self._install(pool, bundle)
+            return
+
+    async def _load(self) -> tuple[Pool, Bundle]:
+        """Start a pool on the model's folder and see it answer.
+
+        Raises:
+            LoadingFailed: with the reason; nothing of the pool is left.
+        """
+        settings = self._settings
+        try:
+            bundle = load_bundle(settings.model)
+            canary = _canary_of(bundle)
+        except BundleError as error:
+            raise LoadingFailed(str(error)) from None
+        except OSError as error:
+            raise LoadingFailed(f"{error.filename}: {error.strerror}") from None
+        pool = Pool(
+            self,
+            folder=str(bundle.folder),
+            device=settings.device,
+            shape=choose_shape(settings, bundle),
+            limits={"max_bytes": settings.max_image, "max_pixels": settings.max_pixels},
+            canary=lambda described: replace(canary, classes=len(described["labels"])),
+            ids=self._ids,
+        )
+        self._pools.add(pool)
+        try:
+            await asyncio.wait_for(pool.start(), settings.load_timeout)
+        except TimeoutError:
+            pool.kill()
+            await self._close_pool(pool)
+            raise LoadingFailed(
+                f"{bundle.file}: the model did not answer within {settings.load_timeout:g} s"
+            ) from None
+        except BaseException:
+            await self._close_pool(pool)
+            raise
+        return pool, bundle
+
+    def _install(self, pool: Pool, bundle: Bundle) -> None:
+        old, self._pool, self._bundle = self._pool, pool, bundle
+        if old is not None:
+            self._spawn(self._retire(old))
+        self.last_answer = self._loop.time()
+        if self.phase is not Phase.DRAINING:
+            self._enter(Phase.READY, f"serving {pool.described['model']}")
+        now = self._loop.time()
+        for job in self._jobs:
+            if job.timeout is None and job.deadline == float("inf"):
+                job.deadline = now + self._settings.timeout
+                self._watch(job)
+        pool.dispatch()
+        self._spawn(calibrate(pool, bundle, self._settings, self._is_quiet))
+
+    def _is_quiet(self) -> bool:
+        return not self._jobs and self._loop.time() - self.last_active >= _QUIET
+
+    async def _retire(self, pool: Pool) -> None:
+        """Let a replaced pool end what it runs; deadlines bound that."""
+        await pool.drain()
+        await self._close_pool(pool)
+
+    async def _close_pool(self, pool: Pool) -> None:
+        pool.close()
+        await pool.wait_closed()
+        self._pools.discard(pool)
+
+    # --- inside
+
+    def _enter(self, phase: Phase, reason: str) -> None:
+        if self.phase is Phase.DRAINING:
+            return
+        self.phase, self.reason = phase, reason
+        self._on_phase(phase, reason)
+
+    def _watch(self, job: Job) -> None:
+        if job.deadline != float("inf"):
+            self._timers[job.id] = self._loop.call_at(job.deadline, self._expire, job)
+
+    def _expire(self, job: Job) -> None:
+        waited = self._loop.time() - job.arrived
+        if self._admission.withdraw(job):
+            self._end(job, DeadlineExceeded(f"no worker was free within {waited:.1f} s"))
+            return
+        error = DeadlineExceeded(f"not done within {waited:.1f} s; its worker was killed")
+        self._finish_running(job, error)
+        for pool in list(self._pools):
+            pool.expire(job)
+
+    def _finish_running(self, job: Job, outcome: Outcome) -> None:
+        if not job.ended:
+            self._admission.finished(job)
+            self._end(job, outcome)
+
+    def _refuse_waiting(self, error: SwiprError) -> None:
+        for job in list(self._jobs):
+            if self._admission.withdraw(job):
+                self._end(job, error)
+
+    def _end(self, job: Job, outcome: Outcome) -> None:
+        """The one place where a job ends: its timer, its descriptor, its count, its answer."""
+        job.ended = True
+        timer = self._timers.pop(job.id, None)
+        if timer is not None:
+            timer.cancel()
+        os.close(job.image)
+        self._jobs.discard(job)
+        now = self.last_active = self._loop.time()
+        code = outcome.code if isinstance(outcome, SwiprError) else "ok"
+        self.stats.ended(job.uid, code, now - job.arrived)
+        if not self._jobs:
+            self._idle.set()
+        job.done(job, outcome)
+
+    def _spawn(self, work: Any) -> None:
+        task: asyncio.Task[None] = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a task of the service failed: %r", error, exc_info=error)
+
+
+def _canary_of(bundle: Bundle) -> Canary:
+    """The model's own canary, or the shipped photograph."""
+    own = bundle.canary
+    image = own.image if own is not None else Path(__file__).parent / "models/focus/canary.jpg"
+    return Canary(
+        image=image.read_bytes(),
+        expected=own.probabilities if own is not None else None,
+        activation=bundle.activation,
+        classes=0,  # known when the model is
+    )
+
+
+def _signature(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """What changes when somebody repairs a model: names, sizes and times of its files."""
+    try:
+        entries = [(e.name, e.stat()) for e in os.scandir(folder)]
+    except OSError:
+        return ()
+    return tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in entries))

@@ -1,0 +1,94 @@
+"""What the service manager says and wants to hear: the only reader of LISTEN_*, NOTIFY_SOCKET
+and WATCHDOG_*.
+
+The variables are taken out of the environment when they are read, so that no child of the daemon
+believes they are meant for it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+
+import sdnotify
+
+_FIRST_DESCRIPTOR = 3  # SD_LISTEN_FDS_START, sd_listen_fds(3)
+
+
+def listen_sockets() -> list[socket.socket]:
+    """Take the listening sockets that were passed at start, per sd_listen_fds(3).
+
+    Raises:
+        ValueError: a passed descriptor is not a listening Unix stream socket.
+    """
+    pid = os.environ.pop("LISTEN_PID", "")
+    count = os.environ.pop("LISTEN_FDS", "")
+    os.environ.pop("LISTEN_FDNAMES", None)
+    if pid != str(os.getpid()) or not count.isdigit():
+        return []
+    sockets = []
+    for descriptor in range(_FIRST_DESCRIPTOR, _FIRST_DESCRIPTOR + int(count)):
+        os.set_inheritable(descriptor, False)
+        try:
+            listener = socket.socket(fileno=descriptor)
+        except OSError as error:
+            raise ValueError(f"descriptor {descriptor} is not a socket: {error}") from error
+        if (
+            listener.family != socket.AF_UNIX
+            or listener.type != socket.SOCK_STREAM
+            or not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        ):
+            listener.close()
+            raise ValueError(f"descriptor {descriptor} is not a listening Unix stream socket")
+        sockets.append(listener)
+    return sockets
+
+
+class Manager:
+    """Tells the service manager how the daemon fares, per sd_notify(3). Silent where none listens.
+
+    Attributes:
+        watchdog: seconds within which WATCHDOG=1 must be sent, None where nobody waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._notifier = sdnotify.SystemdNotifier() if os.environ.get("NOTIFY_SOCKET") else None
+        os.environ.pop("NOTIFY_SOCKET", None)
+        usec = os.environ.pop("WATCHDOG_USEC", "")
+        pid = os.environ.pop("WATCHDOG_PID", str(os.getpid()))
+        mine = usec.isdigit() and int(usec) > 0 and pid == str(os.getpid())
+        self.watchdog = int(usec) / 1e6 if mine else None
+
+    def ready(self, status: str) -> None:
+        """The model has proved itself: requests are answered."""
+        self._tell(f"READY=1\nSTATUS={_line(status)}")
+
+    def reloading(self) -> None:
+        """A reload begins; `ready()` ends it. MONOTONIC_USEC is what Type=notify-reload wants."""
+        usec = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self._tell(f"RELOADING=1\nMONOTONIC_USEC={usec}")
+
+    def stopping(self, status: str) -> None:
+        """The daemon is draining and will leave."""
+        self._tell(f"STOPPING=1\nSTATUS={_line(status)}")
+
+    def status(self, status: str) -> None:
+        """One line for `systemctl status`."""
+        self._tell(f"STATUS={_line(status)}")
+
+    def alive(self) -> None:
+        """A worker has answered the canary lately."""
+        self._tell("WATCHDOG=1")
+
+    def extend(self, seconds: float) -> None:
+        """Ask for that much more time from now to start or to stop."""
+        self._tell(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
+
+    def _tell(self, state: str) -> None:
+        if self._notifier is not None:
+            self._notifier.notify(state)
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
