@@ -222,8 +222,8 @@ class _Table:
         for key in values:
             # First of all: a misspelt key also leaves a required one missing, and this says why.
             if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                expected = near[0] if near else "one of " + ", ".join(known)
+                near = difflib.get_close_matches(key, known, n=2)
+                expected = " or ".join(near) if near else "one of " + ", ".join(known)
                 raise BundleError(file, prefix + key, expected, "an unknown key")
 
     def fail(self, key: str, expected: str, found: Any) -> BundleError:
@@ -330,7 +330,7 @@ def _preprocess(table: _Table) -> Preprocess:
     plain = Preprocess()
     crops: Crops = table.choice("crops", Crops, plain.crops)
     if table.has("grid") and crops != "grid":
-        raise table.fail("grid", 'no such key unless crops = "grid"', "one")
+        raise table.fail("grid", 'none unless crops = "grid"', table.wholes("grid", 2, 1, 8))
     grid = table.wholes("grid", 2, 1, 8) if crops == "grid" else None
     resize = table.whole("resize", 0, 4096)
     return Preprocess(

@@ -111,7 +111,7 @@ class Daemon:
                 continue
             try:
                 if loop.time() - service.last_answer > interval:
-                    await service.ping()
+                    await service.ping(interval)
             except SwiprError as error:
                 log.warning("no sign of life for the watchdog: %s", error)
             else:

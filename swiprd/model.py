@@ -247,9 +247,10 @@ def _load_state(bundle: Bundle) -> dict[str, torch.Tensor]:
         if magic != b"PK\x03\x04":
             raise BundleError(file, "", state_dict, "another kind of file")
         with zipfile.ZipFile(file) as archive:
-            # A record that was compressed afterwards would be mapped as if it were floats.
-            if any(one.compress_type != zipfile.ZIP_STORED for one in archive.infolist()):
-                raise BundleError(file, "", "records that are not compressed", "compressed ones")
+            # What was compressed afterwards would be mapped as if it were floats.
+            stored = (one.compress_type == zipfile.ZIP_STORED for one in _tensors(archive))
+            if not all(stored):
+                raise BundleError(file, "", "tensors that are not compressed", "compressed ones")
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except BundleError:
         raise
@@ -270,6 +271,10 @@ def _load_state(bundle: Bundle) -> dict[str, torch.Tensor]:
             found = f"{type(value).__name__} (is this a checkpoint around the state_dict?)"
             raise BundleError(file, str(name), "a tensor", found)
     return state
+
+
+def _tensors(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    return [one for one in archive.infolist() if "/data/" in one.filename]
 
 
 def _build(

@@ -21,6 +21,7 @@ from swiprctl.errors import (
     ShuttingDown,
     SwiprError,
 )
+from swiprctl.protocol import DEFAULT_TIMEOUT
 from swiprd.admission import Admission, Job
 from swiprd.bundle import Bundle, BundleError, load_bundle
 from swiprd.calibrate import calibrate, choose_shape
@@ -108,8 +109,8 @@ class Service:
 
     @property
     def busy(self) -> bool:
-        """Whether any job waits or runs."""
-        return bool(self._jobs)
+        """Whether a job waits or runs, or the model is on its way."""
+        return bool(self._jobs) or self.phase is Phase.LOADING
 
     def submit(
         self,
@@ -201,15 +202,15 @@ class Service:
 
     # --- questions
 
-    async def ping(self) -> dict[str, object]:
-        """Run the canary through a live worker.
+    async def ping(self, timeout: float = DEFAULT_TIMEOUT) -> dict[str, object]:
+        """Run the canary through a live worker, within `timeout` seconds.
 
         Raises:
             LoadingFailed: there is none, or its answer is wrong.
         """
         if self._pool is None:
             raise LoadingFailed(self.reason or "the model is being loaded", 1.0)
-        seconds = await self._pool.check()
+        seconds = await self._pool.check(timeout)
         self.last_answer = self._loop.time()
         return {"seconds": seconds, "model": self._pool.described["model"]}
 
@@ -379,7 +380,7 @@ class Service:
         old, self._pool, self._bundle = self._pool, pool, bundle
         if old is not None:
             self._spawn(self._retire(old))
-        self.last_answer = self._loop.time()
+        self.last_answer = self.last_active = self._loop.time()
         if self.phase is not Phase.DRAINING:
             self._enter(Phase.READY, f"serving {pool.described['model']}")
         now = self._loop.time()

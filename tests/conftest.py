@@ -1,0 +1,106 @@
+"""Fixtures: models, daemons, and one that fails any test that leaves something behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from daemonprocess import DaemonProcess, own_children
+
+
+def _open_descriptors() -> dict[str, str]:
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[name] = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue  # the listing's own
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test after which this process has a descriptor or a child that it had not before."""
+    children = set(own_children())
+    before = _open_descriptors()
+    yield
+    gc.collect()
+    left = {n: to for n, to in _open_descriptors().items() if n not in before}
+    # What a library opens once and keeps is not the test's; what it does twice is.
+    left = {n: to for n, to in left.items() if not to.startswith("/") or "/dev/shm" in to}
+    assert not left, f"{request.node.name} left descriptors open: {left}"
+    orphans = set(own_children()) - children
+    assert not orphans, f"{request.node.name} left children: {orphans}"
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small classifier with seeded weights."""
+    from modelfolders import make_folder
+
+    return make_folder(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def photos() -> list[bytes]:
+    """A few different JPEGs."""
+    from modelfolders import photo
+
+    return [photo(seed) for seed in range(8)]
+
+
+@pytest.fixture(scope="session")
+def slow_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file whose decoder is in C for a second or more."""
+    from modelfolders import slow_png
+
+    path = tmp_path_factory.mktemp("slow") / "slow.png"
+    path.write_bytes(slow_png())
+    return path
+
+
+StartDaemon = Callable[..., DaemonProcess]
+
+
+@pytest.fixture
+def start_daemon(tmp_path: Path, tiny_model: Path) -> Iterator[StartDaemon]:
+    """Start daemons of the test's own; they are gone when it ends."""
+    started: list[DaemonProcess] = []
+
+    def start(
+        *arguments: str, model: Path = tiny_model, environment: dict[str, str] | None = None
+    ) -> DaemonProcess:
+        folder = tmp_path / f"daemon{len(started)}"
+        shape = [] if "--workers" in arguments else ["--workers=1", "--threads=1", "--batch=1"]
+        daemon = DaemonProcess(folder, *shape, *arguments, model=model, environment=environment)
+        started.append(daemon)
+        return daemon
+
+    yield start
+    for daemon in started:
+        daemon.end()
+
+
+@pytest.fixture(scope="session")
+def _shared_daemon(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path
+) -> Iterator[DaemonProcess]:
+    daemon = DaemonProcess(
+        tmp_path_factory.mktemp("shared"),
+        *("--workers=1", "--threads=1", "--batch=1"),
+        model=tiny_model,
+    )
+    try:
+        yield daemon.wait_ready()
+    finally:
+        daemon.end()
+
+
+@pytest.fixture
+def daemon(_shared_daemon: DaemonProcess) -> DaemonProcess:
+    """A daemon that many tests share: they must not stop it, nor lean on its counts."""
+    assert _shared_daemon.process.poll() is None, _shared_daemon.log.read_text()
+    return _shared_daemon

@@ -1,0 +1,237 @@
+"""A real daemon in a real process, as a service manager would run it, and a bare-bones client."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from swiprctl.protocol import Decoder, Reply, Request
+
+PATIENCE = 30.0
+"""Seconds that anything may take before a test fails. Nothing is asserted to be quicker."""
+
+
+class Peer:
+    """One connection to a daemon, speaking the wire by hand."""
+
+    def __init__(self, path: Path) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(PATIENCE)
+        self.socket.connect(str(path))
+        self._decoder = Decoder()
+        self._replies: list[Reply] = []
+
+    def send(
+        self,
+        id: int,
+        op: str = "predict",
+        *,
+        timeout: float | None = None,
+        image: bytes | None = None,
+        descriptor: int | None = None,
+    ) -> None:
+        frame = Request(id, op, timeout, image).encode()
+        if descriptor is None:
+            self.socket.sendall(frame)
+        else:
+            socket.send_fds(self.socket, [frame], [descriptor])
+
+    def receive(self) -> Reply:
+        """The next reply.
+
+        Raises:
+            EOFError: the daemon closed the connection.
+        """
+        while not self._replies:
+            data = self.socket.recv(1 << 16)
+            if not data:
+                raise EOFError
+            self._decoder.feed(data)
+            self._replies += [Reply.parse(frame.fields) for frame in self._decoder.frames()]
+        return self._replies.pop(0)
+
+    def ask(self, op: str = "predict", **arguments: Any) -> Reply:
+        self.send(1, op, **arguments)
+        return self.receive()
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class DaemonProcess:
+    """`python -m swiprd serve --socket …` with a recording of what it tells its manager."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *arguments: str,
+        model: Path,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "s.sock"
+        self.log = folder / "log"
+        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._notify.bind(str(folder / "notify"))
+        self.told: list[str] = []
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-P", "-m", "swiprd", "serve"),
+                    *("--socket", str(self.path), "--model", str(model)),
+                    *("--cache", str(folder / "cache"), "--config", os.devnull),
+                    *arguments,
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "NOTIFY_SOCKET": str(folder / "notify"), **(environment or {})},
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def wait_told(self, what: str) -> str:
+        """Wait until the daemon tells its manager something that contains `what`, from now on."""
+        until = time.monotonic() + PATIENCE
+        while (rest := until - time.monotonic()) > 0 and self.process.poll() is None:
+            if select.select([self._notify], [], [], min(rest, 0.2))[0]:
+                self.told.append(self._notify.recv(4096).decode())
+                if what in self.told[-1]:
+                    return self.told[-1]
+        raise AssertionError(f"never told {what!r}; told {self.told}; log:\n{self.log.read_text()}")
+
+    def read_told(self) -> list[str]:
+        """What has been told and not been read yet."""
+        fresh = []
+        while select.select([self._notify], [], [], 0)[0]:
+            fresh.append(self._notify.recv(4096).decode())
+        self.told += fresh
+        return fresh
+
+    def wait_ready(self) -> DaemonProcess:
+        self.wait_told("READY=1")
+        return self
+
+    def connect(self) -> Peer:
+        return Peer(self.path)
+
+    def status(self) -> dict[str, Any]:
+        with self.connect() as peer:
+            return peer.ask("status").fields
+
+    def wait_status(self, condition: Any) -> dict[str, Any]:
+        """Poll `status` until the condition holds of it: it has no event to wait for."""
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until:
+            status = self.status()
+            if condition(status):
+                return status
+            time.sleep(0.02)
+        raise AssertionError(f"not within {PATIENCE} s: {status}")
+
+    def workers(self, state: str | None = None) -> list[int]:
+        """Pids of the workers, those in one state or all that are alive."""
+        return [
+            w["pid"]
+            for w in self.status()["workers"]
+            if w["pid"] and (w["state"] == state if state else w["state"] != "gone")
+        ]
+
+    def family(self) -> list[int]:
+        """Pids of the daemon and of all its descendants."""
+        return [self.pid, *descendants(self.pid)]
+
+    def stop(self) -> int:
+        """SIGTERM; return the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(PATIENCE)
+
+    def end(self) -> None:
+        """Leave nothing behind, whatever the test did."""
+        family = self.family() if self.process.poll() is None else []
+        for pid in family:
+            signal_if_there(pid, signal.SIGKILL)
+        self.process.wait(PATIENCE)
+        self._notify.close()
+
+
+def descendants(pid: int) -> list[int]:
+    """Pids of a process's children, and theirs."""
+    return [found for child in own_children(pid) for found in (child, *descendants(child))]
+
+
+def own_children(pid: int | None = None) -> list[int]:
+    """Pids of the children of a process, this one's by default, zombies included."""
+    pid = pid or os.getpid()
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/children") as file:
+                found += map(int, file.read().split())
+    return found
+
+
+def as_uid(uid: int, ask: Callable[[], str]) -> str:
+    """Call something in a forked child of another uid; return what it returns. Takes root.
+
+    A fork, not an exec: the interpreter may lie where that uid cannot reach it.
+    """
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(read)
+            os.setgroups([])
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+            os.write(write, ask().encode())
+        except BaseException as error:
+            os.write(write, repr(error).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with open(read, "rb") as stream:
+        answer = stream.read().decode()
+    os.waitpid(pid, 0)
+    return answer
+
+
+def signal_if_there(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def wait_until(condition: Any, what: str) -> None:
+    """Poll for what has no event to wait for."""
+    until = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < until, f"not within {PATIENCE} s: {what}"
+        time.sleep(0.01)
