@@ -38,6 +38,13 @@ DEFAULT_TIMEOUT = 10.0
 MAX_TIMEOUT = 3600.0
 """Seconds a request may ask for. A client that wants more than an hour is a mistake."""
 
+MAX_ITEMS = 1 << 17
+"""Things in the lists and maps of a frame. A row and its labels need one a class.
+
+A limit on bytes is none on memory or time: 64 MiB of empty maps, a byte each, take 11 s to decode
+and become 4.7 GB.
+"""
+
 OPS = frozenset({"predict", "model", "status", "ping", "reload"})
 
 _HEADER = struct.Struct(">I")
@@ -150,10 +157,15 @@ class Decoder:
 
     Holds at most one frame's announced length and what came behind it in the same read; a frame
     over the limit is refused when its header is read, before it is buffered.
+
+    Args:
+        limit: bytes of a frame's payload.
+        items: things in its lists and maps, all together.
     """
 
-    def __init__(self, limit: int = MAX_FRAME) -> None:
+    def __init__(self, limit: int = MAX_FRAME, items: int = MAX_ITEMS) -> None:
         self._limit = limit
+        self._items = items
         self._buffer = bytearray()
         self._begin = 0  # offset in the stream of the buffer's first byte: always a frame's start
         self._attachments: deque[tuple[int, int, int]] = deque()  # arrived in [a, b), descriptor
@@ -193,19 +205,20 @@ class Decoder:
             if len(self._buffer) < size:
                 break
             with memoryview(self._buffer) as view, view[_HEADER.size : size] as payload:
-                fields = _unpack(payload)
+                fields = _unpack(payload, self._items)
             attachment = self._claim(self._begin + size)
             del self._buffer[:size]
             self._begin += size
             yield Frame(fields, attachment)
-        for a, _, _ in self._attachments:
-            if self._begin < a:
+        for a, b, _ in self._attachments:
+            if not a <= self._begin < b:  # no frame began in those bytes, or none that is left
                 raise BadRequest("a descriptor came in the middle of a frame")
 
     def abandon(self) -> list[int]:
-        """Give back the descriptors that belong to no frame yet, for their owner to close."""
+        """End: drop what is buffered, give back the descriptors that came with it, to be closed."""
         left = [descriptor for _, _, descriptor in self._attachments]
         self._attachments.clear()
+        self._buffer = bytearray()  # whoever holds on to this object must not hold 64 MiB
         return left
 
     def _claim(self, end: int) -> int | None:
@@ -217,6 +230,8 @@ class Decoder:
             return None  # another frame begins in the same bytes, behind this one
         if self._begin < a:
             raise BadRequest("a descriptor came in the middle of a frame")
+        if len(self._attachments) > 1 and self._attachments[1][1] <= end:
+            raise BadRequest("a second descriptor came in the middle of a frame")
         self._attachments.popleft()
         return descriptor
 
@@ -245,9 +260,26 @@ def request_id(fields: dict[str, object]) -> int:
     return id
 
 
-def _unpack(payload: memoryview) -> dict[str, object]:
+def _unpack(payload: memoryview, items: int) -> dict[str, object]:
+    def count(container: list[object] | dict[str, object]) -> object:
+        nonlocal items
+        items -= 1 + len(container)
+        if items < 0:
+            raise ValueError("too many items")
+        return container
+
     try:
-        fields = msgpack.unpackb(payload, raw=False, strict_map_key=True, ext_hook=_refuse_ext)
+        fields = msgpack.unpackb(
+            payload,
+            raw=False,
+            strict_map_key=True,
+            ext_hook=_refuse_ext,
+            # The counts are checked before the room is made, the hooks see what is complete.
+            max_array_len=items,
+            max_map_len=items,
+            object_hook=count,
+            list_hook=count,
+        )
     except Exception as error:  # msgpack documents no bound on what bad input makes it raise
         raise BadRequest(f"a frame that is not msgpack: {type(error).__name__}") from error
     if not isinstance(fields, dict) or not all(isinstance(key, str) for key in fields):

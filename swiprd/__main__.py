@@ -7,6 +7,7 @@ import asyncio
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from swiprctl.version import __version__
 from swiprd import ownsocket
@@ -18,6 +19,14 @@ from swiprd.systemd import Manager, listen_sockets
 _EX_USAGE = 64
 _EX_UNAVAILABLE = 69
 _EX_CONFIG = 78
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, not below twenty of usage; exits as sysexits(3) says."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command line."""
+        self.exit(_EX_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="swiprd", description="Keep an image classifier loaded and answer on a Unix socket."
     )
     parser.add_argument("--version", action="version", version=f"swiprd {__version__}")

@@ -66,7 +66,7 @@ class Preprocess:
         grid: rows and columns of `grid`; None otherwise.
         pool: `mean` averages the crops' probabilities, `logits` their outputs before activation.
         exif: `apply` turns the picture upright first; the plain torchvision loader ignores it.
-        draft: let the JPEG decoder deliver a smaller picture, at least twice the resized one.
+        draft: let the JPEG decoder deliver a smaller picture, at least 1.5 times the resized one.
             Faster on large photos and no longer exact, hence off unless the file asks for it.
         mean, std: per channel (red, green, blue), of values from 0 to 1.
     """

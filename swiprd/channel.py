@@ -15,10 +15,11 @@ from collections import deque
 from collections.abc import Callable
 
 from swiprctl.errors import BadRequest, Overloaded, SwiprError
-from swiprctl.protocol import MAX_FRAME, Decoder, Frame
+from swiprctl.protocol import MAX_FRAME, MAX_ITEMS, Decoder, Frame
 
 _READ = 1 << 16  # bytes a read: a request is a hundred; an inline image comes in many
 _ROOM = socket.CMSG_SPACE(4 * 4)  # room for more descriptors than allowed, to see and close them
+_TURN = 32  # frames handed on before others have their turn: a read can hold thousands
 _ANCILLARY_FLAGS = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
 
 
@@ -34,6 +35,7 @@ class Channel:
         reserve: asked with a number of bytes before a frame larger than a read is buffered, and
             told with the same number negated when it no longer is; a False refuses the frame.
         limit: bytes of a frame's payload.
+        items: things in its lists and maps, all together.
 
     Attributes:
         unsent: bytes that wait for the peer to read.
@@ -50,6 +52,7 @@ class Channel:
         farewell: Callable[[SwiprError], bytes] | None = None,
         reserve: Callable[[int], bool] | None = None,
         limit: int = MAX_FRAME,
+        items: int = MAX_ITEMS,
     ) -> None:
         sock.setblocking(False)
         self._loop = asyncio.get_running_loop()
@@ -57,13 +60,16 @@ class Channel:
         self._on_frame = on_frame
         self._on_closed = on_closed
         self._farewell = farewell
-        self.decoder = Decoder(limit)
+        self.decoder = Decoder(limit, items)
         self._reserve = reserve
         self._reserved = 0
         self._out: deque[tuple[memoryview, int | None]] = deque()
         self.unsent = 0
         self.closed = False
         self._paused = False
+        self._listening = True
+        self._backlog = False  # whole frames may wait in the decoder
+        self._turn: asyncio.Handle | None = None
         self.last_read = self.last_write = self._loop.time()
         self._loop.add_reader(sock, self._readable)
 
@@ -92,14 +98,16 @@ class Channel:
         self.unsent += len(data)
 
     def pause(self, paused: bool) -> None:
-        """Stop reading, or go on: how a peer that does not read its answers is held back."""
+        """Stop reading, or go on: how a peer that does not read its answers is held back.
+
+        From within `on_frame` it stops before the next frame, even if that has been read.
+        """
         if self.closed or paused == self._paused:
             return
         self._paused = paused
-        if paused:
-            self._loop.remove_reader(self._socket)
-        else:
-            self._loop.add_reader(self._socket, self._readable)
+        if not paused:
+            self.last_read = self._loop.time()  # until now it could not have been heard
+        self._arrange()
 
     def close(self, error: Exception | None = None) -> None:
         """Close the socket and every descriptor still held. Calls `on_closed`, once."""
@@ -150,20 +158,47 @@ class Channel:
             return
         self.last_read = self._loop.time()
         self.decoder.feed(data, descriptors[0] if descriptors else None)
+        self._deliver()
+
+    def _deliver(self) -> None:
+        """Hand on whole frames until there is none, this turn is over or the receiver pauses."""
+        self._turn = None
+        if self.closed or self._paused:
+            return
+        self._backlog = True
+        frames = self.decoder.frames()
         try:
-            for frame in self.decoder.frames():
-                if self.closed:  # a receiver closed the channel over an earlier frame
-                    if frame.attachment is not None:
-                        os.close(frame.attachment)
-                    continue
+            for _ in range(_TURN):
+                frame = next(frames, None)
+                if frame is None:
+                    self._backlog = False
+                    announced = self.decoder.announced
+                    if not self._hold(announced if announced > _READ else 0):
+                        raise Overloaded(
+                            f"too many large frames at once; this one has {announced} bytes", 1.0
+                        )
+                    break
                 self._on_frame(frame)
-            announced = self.decoder.announced
-            if not self._hold(announced if announced > _READ else 0):
-                raise Overloaded(
-                    f"too many large frames at once; this one has {announced} bytes", 1.0
-                )
+                if self.closed or self._paused:
+                    break
         except (BadRequest, Overloaded) as error:
             self.refuse(error)
+        finally:
+            self._arrange()
+
+    def _arrange(self) -> None:
+        """Read on; or first hand on what has been read; or neither, while the receiver pauses."""
+        if self.closed:
+            return
+        listening = not self._paused and not self._backlog
+        if listening != self._listening:
+            self._listening = listening
+            if listening:
+                self._loop.add_reader(self._socket, self._readable)
+            else:
+                self._loop.remove_reader(self._socket)
+        if self._backlog and not self._paused and self._turn is None:
+            self._turn = self._loop.call_soon(self._deliver)
 
     def _hold(self, size: int) -> bool:
         """Reserve room for the frame being read; give back what the one before had."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 import os
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_type_hints
 
-from swiprctl.protocol import DEFAULT_TIMEOUT
+from swiprctl.protocol import DEFAULT_TIMEOUT, MAX_TIMEOUT
 
 DEFAULT_FILE = Path("/etc/swipr/swiprd.toml")
 DEFAULT_MODEL = Path(__file__).parent / "models" / "focus"
@@ -28,7 +29,7 @@ class Settings:
     """All of them. Seconds, bytes, pixels and counts; None is "not set"."""
 
     model: Path = DEFAULT_MODEL
-    device: str = "auto"  # cpu, cuda, cuda:N; auto takes a GPU where torch sees one
+    device: str = "auto"  # cpu or cuda; auto takes a GPU where torch sees one
     timeout: float = DEFAULT_TIMEOUT  # a request's, where it names none
     queue: int = 128  # requests waiting and running
     connections: int = 256
@@ -46,22 +47,26 @@ class Settings:
     cache: Path | None = None  # where calibrations are kept
 
 
-_AT_LEAST = {
-    "timeout": 0.001,
-    "queue": 1,
-    "connections": 1,
-    "first_byte": 0.001,
-    "stall": 0.001,
-    "slow_reader": 0.001,
-    "max_image": 1,
-    "max_inline": 1,
-    "max_pixels": 1,
-    "load_timeout": 0.001,
-    "workers": 1,
-    "threads": 1,
-    "batch": 1,
-    "idle_timeout": 0.0,
+_MOST = 10**12  # a terabyte, thirty thousand years: above it are typing errors and infinity
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "timeout": (0.001, MAX_TIMEOUT),  # every request has an end
+    "queue": (1, _MOST),
+    "connections": (1, _MOST),
+    "first_byte": (0.001, _MOST),
+    "stall": (0.001, _MOST),
+    "slow_reader": (0.001, _MOST),
+    "max_image": (1, _MOST),
+    "max_inline": (1, _MOST),
+    "max_pixels": (1, _MOST),
+    "idle_timeout": (0, _MOST),
+    "load_timeout": (0.001, _MOST),
+    "workers": (1, 256),  # as in model.toml
+    "threads": (1, 256),
+    "batch": (1, 256),
 }
+
+_DEVICES = ("auto", "cpu", "cuda")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +77,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     for name, kind in _kinds().items():
         parser.add_argument(
             "--" + name.replace("_", "-"),
-            type=kind,
+            type=_reader(name, kind),
             default=None,
             metavar={Path: "PATH", str: "NAME", int: "N", float: "SECONDS"}[kind],
             help=_HELP[name],
@@ -86,29 +91,37 @@ def load_settings(options: argparse.Namespace) -> Settings:
         ConfigError: the file or a value is not usable.
     """
     told: dict[str, Any] = {}
-    cache = os.environ.get("CACHE_DIRECTORY")  # systemd.exec(5)
-    if cache:
-        told["cache"] = Path(cache)
-    if options.config is not None or DEFAULT_FILE.exists():
-        told |= _read(options.config or DEFAULT_FILE)
+    caches = os.environ.get("CACHE_DIRECTORY")  # systemd.exec(5): one or more, colons between
+    if caches:
+        told["cache"] = Path(caches.split(":")[0])
+    told |= _read(options.config or DEFAULT_FILE, may_be_missing=options.config is None)
     for name in _kinds():
         value = getattr(options, name)
         if value is not None:
-            told[name] = _checked(value, name, "the command line", "--" + name.replace("_", "-"))
-    settings = Settings(**told)
-    if settings.cache is None:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        settings = Settings(**(told | {"cache": Path(home) / "swipr"}))
-    return settings
+            told[name] = value
+    if "cache" not in told:
+        told["cache"] = _cache_home() / "swipr"
+    return Settings(**told)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _cache_home() -> Path:
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a uid that has no name here, and no $HOME
+        return Path("/var/cache")
+
+
+def _read(file: Path, *, may_be_missing: bool) -> dict[str, Any]:
     try:
         with open(file, "rb") as stream:
             table = tomllib.load(stream)
+    except FileNotFoundError as error:
+        if may_be_missing:
+            return {}
+        raise ConfigError(f"{file}: {error.strerror}") from None
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # not TOML, not UTF-8, or a number of thousands of digits
         raise ConfigError(f"{file}: {error}") from None
     kinds = _kinds()
     told: dict[str, Any] = {}
@@ -116,21 +129,49 @@ def _read(file: Path) -> dict[str, Any]:
         kind = kinds.get(key)
         if kind is None:
             raise ConfigError(f"{file}: {key}: no such setting; there are {', '.join(kinds)}")
-        if kind is Path and isinstance(value, str):
-            value = Path(value)
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise ConfigError(f"{file}: {key}: expected {_KIND_NAMES[kind]}, found {value!r}")
-        told[key] = _checked(value, key, str(file), key)
+        try:
+            told[key] = _checked(key, kind, value)
+        except ValueError as error:
+            raise ConfigError(f"{file}: {key}: {error}") from None
     return told
 
 
-def _checked(value: Any, name: str, where: str, key: str) -> Any:
-    least = _AT_LEAST.get(name)
-    if least is not None and not value >= least:
-        raise ConfigError(f"{where}: {key}: expected at least {least:g}, found {value}")
-    return value
+def _reader(name: str, kind: type) -> Callable[[str], Any]:
+    """What reads an option's text for argparse, in the same words as the file's errors."""
+
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = text  # of the wrong kind, which is what the error says then
+        try:
+            return _checked(name, kind, value)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
+
+
+def _checked(name: str, kind: type, value: Any) -> Any:
+    """A value of the setting's kind and within its range.
+
+    Raises:
+        ValueError: it is not; the text says what was expected and what was found.
+    """
+    if kind is Path and isinstance(value, str) and "\0" not in value:
+        value = Path(value)
+    fits = isinstance(value, (int, float) if kind is float else kind)
+    if not fits or isinstance(value, bool):
+        raise ValueError(f"expected {_KIND_NAMES[kind]}, found {value!r}")
+    if name == "device" and value not in _DEVICES:
+        raise ValueError(f"expected one of {', '.join(_DEVICES)}, found {value!r}")
+    if name in _RANGES:
+        least, most = _RANGES[name]
+        if not value >= least:
+            raise ValueError(f"expected at least {least:g}, found {value}")
+        if not value <= most:
+            raise ValueError(f"expected at most {most:g}, found {value}")
+    return float(value) if kind is float else value
 
 
 def _kinds() -> dict[str, type]:
@@ -151,7 +192,7 @@ _KIND_NAMES: dict[type, str] = {
 
 _HELP = {
     "model": "the model's folder (default: the one that is shipped, focus)",
-    "device": "cpu, cuda, cuda:N, or auto (default): a GPU where there is one",
+    "device": "cpu, cuda or auto (default): a GPU where there is one",
     "timeout": "a request's deadline, where it names none (default: 10)",
     "queue": "requests waiting and running (default: 128)",
     "connections": "clients at a time (default: 256)",

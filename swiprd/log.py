@@ -25,14 +25,24 @@ class _Lines(logging.Formatter):
         self._prefixed = prefixed
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record).replace("\n", " | ")
+        text = " | ".join(super().format(record).splitlines())
         return _PRIORITIES.get(record.levelno, "<5>") + text if self._prefixed else text
 
 
 def set_up() -> None:
-    """Log to stderr from INFO up. JOURNAL_STREAM is systemd's word that journald reads it."""
+    """Log to stderr from INFO up."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Lines(prefixed="JOURNAL_STREAM" in os.environ))
+    handler.setFormatter(_Lines(prefixed=_is_journal(sys.stderr.fileno())))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
+
+
+def _is_journal(descriptor: int) -> bool:
+    """Whether journald reads a descriptor: JOURNAL_STREAM names its device and inode.
+
+    The variable alone does not say so: a terminal of a desktop session has it, too (systemd.exec(5)
+    gives this check).
+    """
+    stat = os.fstat(descriptor)
+    return os.environ.get("JOURNAL_STREAM") == f"{stat.st_dev}:{stat.st_ino}"

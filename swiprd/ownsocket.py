@@ -7,6 +7,7 @@ and a daemon that leaves, cannot take each other's socket away.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import select
@@ -15,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 BACKLOG = 128
+
+_LONGEST = 107  # bytes of a path: sun_path of unix(7), less its final NUL
 
 
 class InUse(Exception):
@@ -26,13 +29,27 @@ def bind(path: Path) -> socket.socket:
 
     Raises:
         InUse: a live daemon has it.
-        OSError: it cannot be bound.
+        OSError: it cannot be bound; `strerror` says why.
     """
+    size = len(os.fsencode(path))
+    if size > _LONGEST:
+        raise OSError(
+            errno.ENAMETOOLONG,
+            f"a socket's path has at most {_LONGEST} bytes, and this one has {size}",
+        )
+    if not path.parent.is_dir():
+        raise OSError(errno.ENOENT, f"there is no folder {path.parent}: make it first")
     with _lock(path):
         if path.is_socket():
             if _answers(path):
-                raise InUse(f"{path}: another daemon answers there")
+                raise InUse(
+                    f"{path}: another daemon answers there: stop it first, or name another path"
+                )
             path.unlink()
+        elif os.path.lexists(path):
+            raise OSError(
+                errno.EEXIST, "what lies there is not a socket: remove it, or name another path"
+            )
         listener = socket.socket(socket.AF_UNIX)
         try:
             listener.bind(str(path))
@@ -69,8 +86,13 @@ def release(listener: socket.socket, *, even_if_wanted: bool) -> bool:
 
 def _answers(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX) as probe:
+        # A full backlog is an answer, too. Waiting for room in it, with the lock held, could last
+        # for ever: the daemon that would make room may be waiting for the lock.
+        probe.setblocking(False)
         try:
             probe.connect(str(path))
+        except BlockingIOError:
+            return True
         except ConnectionRefusedError:
             return False
         return True

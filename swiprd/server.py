@@ -26,6 +26,7 @@ from swiprd.service import Outcome, Service
 
 _UCRED = struct.Struct("3i")  # pid, uid, gid: unix(7)
 _SWEEP = 0.25  # seconds between looks at slow peers: what a limit on them may be late by
+_REQUEST_ITEMS = 64  # things in a request's map; five mean something, the rest is for later clients
 _HIGH_WATER = 1 << 20  # bytes of unread replies at which a client is not read from any more
 _ACCEPTS = 16  # connections taken in one go, so that a flood of them does not starve the rest
 _NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -43,8 +44,10 @@ class Server:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._connections: set[_Connection] = set()
-        self._inline = 0
+        self._inline = 0  # bytes of large frames that are being read
+        self._waiting = 0  # bytes of inline images whose requests have no answer yet
         self._accepting = False
+        self._resume: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         for listener in listeners:
             listener.setblocking(False)
@@ -58,6 +61,9 @@ class Server:
 
     def stop_accepting(self) -> None:
         """Leave new clients in the sockets' queues. The sockets stay as they are."""
+        if self._resume is not None:
+            self._resume.cancel()
+            self._resume = None
         if self._accepting:
             self._accepting = False
             for listener in self._listeners:
@@ -94,7 +100,7 @@ class Server:
                     raise
                 log.warning("cannot accept: %s; trying again soon", error.strerror)
                 self.stop_accepting()
-                self._loop.call_later(_ACCEPT_PAUSE, self._start_accepting)
+                self._resume = self._loop.call_later(_ACCEPT_PAUSE, self._start_accepting)
                 return
             self._welcome(sock)
 
@@ -111,12 +117,18 @@ class Server:
         self._connections.add(_Connection(self, sock, uid))
 
     def _make_room(self) -> bool:
-        """Close the connection that has been idle longest, of the uid that has the most."""
+        """Close the connection that has been idle longest, of the uid that has the most.
+
+        One that has sent a part of a request goes only where there is no other: it is not idle,
+        but it must not be able to stay for good by sending a byte now and then either.
+        """
         idle = [c for c in self._connections if not c.in_flight and not c.channel.unsent]
         if not idle:
             return False
         held = Counter(c.uid for c in self._connections)
-        victim = min(idle, key=lambda c: (-held[c.uid], c.channel.last_read))
+        victim = min(
+            idle, key=lambda c: (-held[c.uid], c.channel.decoder.mid_frame, c.channel.last_read)
+        )
         victim.channel.close()
         return True
 
@@ -170,27 +182,45 @@ class Server:
                 return
             if request.op == "predict":
                 image, attachment = self._image(request, attachment), None
-                connection.in_flight.add(identity)
-                self._service.submit(
-                    uid=connection.uid,
-                    owner=connection,
-                    image=image,
-                    timeout=request.timeout,
-                    done=lambda outcome: connection.answer(identity, outcome),
-                )
+                self._submit(connection, request, image)
                 return
             if request.op == "reload" and connection.uid not in (0, os.geteuid()):
                 raise Forbidden(
                     "only root and the daemon's own user may reload the model:"
                     " try sudo swiprctl reload"
                 )
+            if request.op in ("ping", "reload"):
+                connection.in_flight.add(identity)
+                self._spawn(self._inquire(connection, identity, request.op))
+                return
+            # At once: so many answers that nobody reads stop the reading of further questions.
+            connection.answer(identity, self._describe(request.op))
         except SwiprError as error:
-            connection.channel.send(Reply(identity, None, error).encode())
-            return
+            connection.send(Reply(identity, None, error))
         finally:
             _close(attachment)
-        connection.in_flight.add(identity)
-        self._spawn(self._inquire(connection, identity, request.op))
+
+    def _submit(self, connection: _Connection, request: Request, image: int) -> None:
+        size = len(request.image or b"")
+        self._waiting += size
+
+        def done(outcome: Outcome) -> None:
+            self._waiting -= size
+            connection.answer(request.id, outcome)
+
+        connection.in_flight.add(request.id)
+        self._service.submit(
+            uid=connection.uid,
+            owner=connection,
+            image=image,
+            timeout=request.timeout,
+            done=done,
+        )
+
+    def _describe(self, op: str) -> dict[str, object]:
+        if op == "model":
+            return self._service.describe()
+        return {**self._service.status(), "connections": len(self._connections)}
 
     def _image(self, request: Request, attachment: int | None) -> int:
         if attachment is not None:
@@ -200,6 +230,8 @@ class Server:
                 "no image came with the request: neither a descriptor nor bytes"
                 " (descriptors do not pass through ssh; bytes do)"
             )
+        if self._waiting and self._waiting + len(request.image) > self._settings.max_inline:
+            raise Overloaded(f"inline images of {self._waiting} bytes wait already", 1.0)
         try:
             return sealed_memfd(request.image)
         except OSError as error:
@@ -209,17 +241,11 @@ class Server:
         service = self._service
         outcome: Outcome
         try:
-            match op:
-                case "ping":
-                    outcome = await service.ping()
-                case "reload":
-                    outcome = await service.reload()
-                case "model":
-                    outcome = service.describe()
-                case _:
-                    outcome = {**service.status(), "connections": len(self._connections)}
+            outcome = await (service.ping() if op == "ping" else service.reload())
         except SwiprError as error:
             outcome = error
+        except OSError as error:
+            outcome = Overloaded(f"the daemon is short of something: {error.strerror}", 1.0)
         connection.answer(identity, outcome)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -249,15 +275,19 @@ class _Connection:
             on_closed=lambda _error: server.forget(self),
             farewell=lambda error: Reply(None, None, error).encode(),
             reserve=server.reserve,
+            items=_REQUEST_ITEMS,
         )
 
     def answer(self, identity: int, outcome: Outcome) -> None:
-        """Send one reply."""
+        """Answer a request in flight."""
         self.in_flight.discard(identity)
         if isinstance(outcome, SwiprError):
-            reply = Reply(identity, None, outcome)
+            self.send(Reply(identity, None, outcome))
         else:
-            reply = Reply(identity, outcome)
+            self.send(Reply(identity, outcome))
+
+    def send(self, reply: Reply) -> None:
+        """Send a reply; read no further requests from a client that leaves too many unread."""
         self.channel.send(reply.encode())
         if self.channel.unsent > _HIGH_WATER and not self.paused:
             self.paused = True

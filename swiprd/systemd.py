@@ -29,8 +29,8 @@ def listen_sockets() -> list[socket.socket]:
         return []
     sockets = []
     for descriptor in range(_FIRST_DESCRIPTOR, _FIRST_DESCRIPTOR + int(count)):
-        os.set_inheritable(descriptor, False)
         try:
+            os.set_inheritable(descriptor, False)
             listener = socket.socket(fileno=descriptor)
         except OSError as error:
             raise ValueError(f"descriptor {descriptor} is not a socket: {error}") from error
@@ -87,7 +87,9 @@ class Manager:
 
     def _tell(self, state: str) -> None:
         if self._notifier is not None:
-            self._notifier.notify(state)
+            # sdnotify encodes as Latin-1 and drops what that cannot: READY=1 along with a status
+            # in Greek. The manager reads UTF-8, so the text is made to come out as that.
+            self._notifier.notify(state.encode(errors="replace").decode("latin-1"))
 
 
 def _line(text: str) -> str:

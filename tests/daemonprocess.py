@@ -214,10 +214,8 @@ def as_uid(uid: int, ask: Callable[[], str]) -> str:
 
 
 def signal_if_there(pid: int, number: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def is_alive(pid: int) -> bool:

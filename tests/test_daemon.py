@@ -16,7 +16,6 @@ import pytest
 from conftest import StartDaemon
 from daemonprocess import (
     PATIENCE,
-    DaemonProcess,
     Peer,
     as_uid,
     is_alive,
@@ -28,6 +27,8 @@ from modelfolders import CLASSES, make_folder
 from swiprctl.errors import DeadlineExceeded, LoadingFailed, ShuttingDown, WorkerCrashed
 
 pytestmark = pytest.mark.timeout(120)
+
+WATCHDOG = {"WATCHDOG_USEC": "2000000"}
 
 
 @contextlib.contextmanager
@@ -115,10 +116,9 @@ class TestReady:
 
 
 class TestWatchdog:
-    ENVIRONMENT = {"WATCHDOG_USEC": "2000000"}
 
     def test_signs_of_life_follow_ready(self, start_daemon: StartDaemon) -> None:
-        daemon = start_daemon(environment=self.ENVIRONMENT).wait_ready()
+        daemon = start_daemon(environment=WATCHDOG).wait_ready()
         assert not any("WATCHDOG=1" in line for line in daemon.told)
         daemon.wait_told("WATCHDOG=1")
         daemon.wait_told("WATCHDOG=1")
@@ -126,7 +126,7 @@ class TestWatchdog:
     def test_a_front_whose_workers_answer_nothing_gives_none(
         self, start_daemon: StartDaemon
     ) -> None:
-        daemon = start_daemon(environment=self.ENVIRONMENT).wait_ready()
+        daemon = start_daemon(environment=WATCHDOG).wait_ready()
         daemon.wait_told("WATCHDOG=1")
         status = daemon.wait_status(lambda s: [w["state"] for w in s["workers"]] == ["idle"] * 2)
         forkserver = status["forkserver"]["pid"]

@@ -1,0 +1,40 @@
+# make demo   predictions on the sample photographs, from nothing
+# make test   the whole suite
+# make lint   ruff and strict mypy
+# make bench  figures for this machine; BENCH_ARGS=--help for what can be chosen
+# make clean  forget the environment
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint .ci/constraints.txt
+INPUTS := pyproject.toml .ci/constraints.txt
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.daemon
+	@$(BIN)/python tests/demo.py
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest $(TEST_ARGS)
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(VENV)/.test
+	$(BIN)/python tests/bench.py $(BENCH_ARGS)
+
+# An extra an environment: each stamp says which one is installed.
+$(VENV)/.%: $(INPUTS) | $(BIN)/python
+	$(PIP) --editable '.[$*]'
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "make: python3-venv is missing: sudo apt install python3-venv make"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

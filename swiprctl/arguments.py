@@ -1,0 +1,146 @@
+"""The command line: words in, one `Arguments` out, or a `UsageError`.
+
+Written by hand, because argparse and the `re` it brings take 8 ms to import, a third of what a
+whole `swiprctl predict` may cost. Options may stand before or behind the command, as in
+`swiprctl --model chexnet predict x.png`. Prints nothing.
+"""
+
+from __future__ import annotations
+
+from swiprctl.errors import UsageError
+from swiprctl.protocol import MAX_TIMEOUT
+
+COMMANDS = ("predict", "status", "model", "ping", "reload")
+
+_ANY = frozenset(COMMANDS)
+_PREDICT = frozenset({"predict"})
+
+# option: what it sets, to what (None: to the word that follows), and with which commands
+_OPTIONS: dict[str, tuple[str, object, frozenset[str]]] = {
+    "--socket": ("socket", None, _ANY),
+    "--model": ("model", None, _ANY),
+    "--timeout": ("timeout", None, _ANY),
+    "--no-autostart": ("autostart", False, _ANY),
+    "--verbose": ("verbose", True, _ANY),
+    "-v": ("verbose", True, _ANY),
+    "--json": ("json", True, frozenset({"predict", "status", "model"})),
+    "--files-from": ("files_from", None, _PREDICT),
+    "--files0-from": ("files0_from", None, _PREDICT),
+    "--with-filename": ("with_path", True, _PREDICT),
+    "-H": ("with_path", True, _PREDICT),
+    "--no-filename": ("with_path", False, _PREDICT),
+    "-h": ("with_path", False, _PREDICT),
+    "--header": ("header", True, _PREDICT),
+}
+
+
+class Arguments:
+    """What the user wants. `command` is also `help` or `version`."""
+
+    def __init__(self) -> None:
+        self.command = ""
+        self.paths: list[str] = []
+        self.socket: str | None = None
+        self.model: str | None = None
+        self.timeout: float | None = None
+        self.autostart = True
+        self.verbose = False
+        self.json = False
+        self.files_from: str | None = None
+        self.files0_from: str | None = None
+        self.with_path: bool | None = None
+        self.header = False
+
+    @property
+    def listed(self) -> bool:
+        """Whether the inputs are in a list."""
+        return self.files_from is not None or self.files0_from is not None
+
+
+def parse(words: list[str]) -> Arguments:
+    """Read a command line, without the program's name.
+
+    Raises:
+        UsageError: it asks for something that does not exist, or for too little.
+    """
+    arguments = Arguments()
+    used: list[str] = []  # options, to be checked against the command, which may come later
+    rest = iter(words)
+    for word in rest:
+        if word == "--":
+            for operand in rest:
+                _operand(arguments, operand)
+        elif word.startswith("--"):
+            name, equals, value = word.partition("=")
+            if name in ("--help", "--version"):
+                arguments.command = name.removeprefix("--")
+                return arguments
+            used.append(_set(arguments, name, value if equals else None, rest))
+        elif word.startswith("-") and word != "-":
+            if word == "-h" and not arguments.command:
+                arguments.command = "help"
+                return arguments
+            for letter in word[1:]:
+                used.append(_set(arguments, f"-{letter}", None, rest))
+        else:
+            _operand(arguments, word)
+    _check(arguments, used)
+    return arguments
+
+
+def _set(arguments: Arguments, name: str, value: str | None, rest: object) -> str:
+    option = _OPTIONS.get(name)
+    if option is None:
+        raise UsageError(f"there is no option {name}")
+    attribute, constant, _ = option
+    if constant is not None:
+        if value is not None:
+            raise UsageError(f"{name} takes no value")
+        setattr(arguments, attribute, constant)
+        return name
+    if value is None:
+        value = next(rest, None)  # type: ignore[call-overload]
+    if value is None:
+        raise UsageError(f"{name} needs a value")
+    setattr(arguments, attribute, _seconds(value) if attribute == "timeout" else value)
+    return name
+
+
+def _operand(arguments: Arguments, word: str) -> None:
+    if arguments.command:
+        arguments.paths.append(word)
+    elif word in COMMANDS:
+        arguments.command = word
+    else:
+        raise UsageError(f"there is no command {word!r}; there are {', '.join(COMMANDS)}")
+
+
+def _check(arguments: Arguments, used: list[str]) -> None:
+    command = arguments.command
+    if not command:
+        raise UsageError(f"no command given; there are {', '.join(COMMANDS)}")
+    for name in used:
+        if command not in _OPTIONS[name][2]:
+            raise UsageError(f"{name} does not go with {command}")
+    if command != "predict":
+        if arguments.paths:
+            raise UsageError(f"{command} takes no operand: {arguments.paths[0]!r}")
+        return
+    if arguments.listed and arguments.paths:
+        raise UsageError("paths on the command line and in a list: give one of them")
+    if arguments.files_from is not None and arguments.files0_from is not None:
+        raise UsageError("--files-from and --files0-from: give one of them")
+    if not arguments.listed and not arguments.paths:
+        raise UsageError("nothing to predict: give a PATH, or - for standard input")
+    if arguments.json and arguments.header:
+        raise UsageError("--json needs no --header: the labels are in every line")
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= MAX_TIMEOUT:
+        raise UsageError(f"--timeout: seconds above 0, at most {MAX_TIMEOUT:.0f}, not {text!r}")
+    return seconds

@@ -1,0 +1,223 @@
+"""No daemon there? Start a private one the way systemd would: bind, pass fd 3, LISTEN_FDS.
+
+Only for the user's own socket, and only imported when nothing answers on it. A lock makes two
+starters race safely: one binds and starts, the other finds somebody listening. The socket listens
+before the daemon exists, so whoever asks meanwhile waits in its queue and nothing is lost.
+Nothing here waits for the daemon to be ready.
+"""
+
+from __future__ import annotations
+
+import _socket
+import fcntl
+import importlib.util
+import os
+import select
+import stat
+import sys
+import time
+
+from swiprctl.address import NotListening, check_folder
+from swiprctl.errors import NoDaemon
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from swiprctl.address import Address
+
+IDLE_TIMEOUT = 300
+_BACKLOG = 128
+_LOCK_PATIENCE = 5.0
+_LOG_LIMIT = 1 << 20
+_LISTEN_FD = 3
+
+_NOT_FOR_THE_CHILD = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "SWIPR_SOCKET")
+"""What would make the daemon speak to the service manager of whoever started it."""
+
+
+class Child:
+    """A daemon that was started here; gone() reaps it, and nothing ends it."""
+
+    def __init__(self, pid: int, log: str, log_offset: int) -> None:
+        self.pid = pid
+        self._log = log
+        self._log_offset = log_offset
+        self._status: int | None = None
+        self._gone = False
+
+    def gone(self) -> bool:
+        """Whether it has ended."""
+        if not self._gone:
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:  # somebody else has reaped it
+                self._gone = True
+            else:
+                if pid:
+                    self._gone = True
+                    self._status = os.waitstatus_to_exitcode(status)
+        return self._gone
+
+    def last_words(self) -> NoDaemon:
+        """Make the error for a daemon that ended before it answered anybody."""
+        self._wait(1.0)
+        how = "ended"
+        if self._status is not None:
+            how = f"exited with {self._status}"
+            if self._status < 0:
+                how = f"was killed by signal {-self._status}"
+        text = f"the daemon was started but {how} before it answered; its log is {self._log}"
+        last = self._last_line()
+        return NoDaemon(f"{text} and ends: {last}" if last else text)
+
+    def _wait(self, seconds: float) -> None:
+        """Let it finish dying: its socket goes a little before it does."""
+        if self.gone():
+            return
+        try:
+            descriptor = os.pidfd_open(self.pid)
+        except OSError:
+            return
+        try:
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            poll.poll(1000 * seconds)
+        finally:
+            os.close(descriptor)
+        self.gone()
+
+    def _last_line(self) -> str:
+        try:
+            descriptor = os.open(self._log, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return ""
+        try:
+            begin = max(self._log_offset, os.fstat(descriptor).st_size - 4096)
+            lines = os.pread(descriptor, 4096, begin).decode(errors="replace").strip().splitlines()
+        except OSError:
+            return ""
+        finally:
+            os.close(descriptor)
+        return lines[-1].strip() if lines else ""
+
+
+def start(address: Address) -> Child | None:
+    """Start a daemon on a private socket; None if somebody else has just done it.
+
+    Raises:
+        NoDaemon: there is no daemon installed, or it cannot be started here.
+    """
+    missing = [name for name in ("swiprd", "torch", "torchvision") if not _importable(name)]
+    if missing or not sys.executable:
+        raise NoDaemon(
+            "no daemon answers, and only the client is installed here"
+            f" ({', '.join(missing) or 'no Python'} not found):"
+            " 'apt install swiprd' or pip install 'swipr[daemon]' brings the daemon"
+        )
+    folder, base = os.path.dirname(address.path), address.path.removesuffix(".sock")
+    check_folder(folder, make=True)
+    try:
+        lock = os.open(
+            f"{address.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+        )
+        try:
+            _lock(lock, address.path)
+            try:
+                answered = address.connect()
+            except NotListening:
+                pass
+            else:
+                if answered is not None:
+                    answered.close()
+                return None
+            return _bind_and_spawn(address.path, f"{base}.log")
+        finally:
+            # Unlocked by name, not by closing: the child may still hold a copy.
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            os.close(lock)
+    except OSError as error:
+        raise NoDaemon(f"cannot start a daemon on {address.path}: {error.strerror}") from error
+
+
+def _importable(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _lock(lock: int, path: str) -> None:
+    """Take the lock. flock(2) knows no timeout, and its holder needs milliseconds: so, polled."""
+    deadline = time.monotonic() + _LOCK_PATIENCE
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise NoDaemon(f"another process holds {path}.lock and starts no daemon") from None
+            time.sleep(0.01)
+        else:
+            return
+
+
+def _bind_and_spawn(path: str, log_path: str) -> Child:
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise NoDaemon(f"{path} is in the way: it is not a socket")
+        os.unlink(path)  # nobody listens on it any more
+    except FileNotFoundError:
+        pass
+    listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    log = null = -1
+    try:
+        listener.bind(path)
+        os.chmod(path, 0o600)  # not the umask, which is all threads': the folder is closed anyway
+        log = os.open(
+            log_path,
+            os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW,
+            0o600,
+        )
+        if os.fstat(log).st_size > _LOG_LIMIT:
+            os.ftruncate(log, 0)
+        offset = os.fstat(log).st_size
+        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        listener.listen(_BACKLOG)
+        try:
+            pid = os.fork()
+        except OSError:
+            os.unlink(path)
+            raise
+        if pid == 0:
+            _become_daemon(listener.fileno(), null, log)
+    finally:
+        listener.close()
+        for descriptor in (log, null):
+            if descriptor >= 0:
+                os.close(descriptor)
+    return Child(pid, log_path, offset)
+
+
+def _become_daemon(listener: int, null: int, log: int) -> NoReturn:
+    """Be the child: nothing but system calls until exec, as a thread may hold any lock."""
+    try:
+        os.setsid()
+        os.umask(0o077)
+        # Each is copied above the numbers that are about to be taken before any of them is.
+        listener, null, log = (fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (listener, null, log))
+        for source, target in ((null, 0), (log, 1), (log, 2), (listener, _LISTEN_FD)):
+            os.dup2(source, target)
+        os.closerange(_LISTEN_FD + 1, os.sysconf("SC_OPEN_MAX"))
+        environ = {k: v for k, v in os.environ.items() if k not in _NOT_FOR_THE_CHILD}
+        if path := environ.get("PYTHONPATH"):
+            parts = [os.path.abspath(part) for part in path.split(os.pathsep) if part]
+            environ["PYTHONPATH"] = os.pathsep.join(parts)
+        environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()), LISTEN_FDNAMES="swipr")
+        os.chdir("/")  # holds no mount busy
+        # -P: what lies in the current directory is not to be imported.
+        command = [sys.executable, "-P", "-m", "swiprd", "serve", "--private"]
+        os.execve(sys.executable, [*command, "--idle-timeout", str(IDLE_TIMEOUT)], environ)
+    except BaseException as error:
+        os.write(2, f"swiprctl: cannot start the daemon: {error}\n".encode(errors="replace"))
+    finally:
+        os._exit(127)

@@ -1,0 +1,260 @@
+"""The client as a library: `Client().predict(…)`, and its stream of many.
+
+Blocking, one connection, no threads; not to be shared between threads. Errors are those of
+errors.py and no others. What is in flight, resent and given up is the exchange's; this module
+turns inputs into jobs, keeps a bounded window of them, and puts the answers back in order.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from swiprctl.address import choose
+from swiprctl.errors import BadRequest, SwiprError, TryLater, UsageError
+from swiprctl.exchange import Exchange
+from swiprctl.inputs import Image
+from swiprctl.jobs import START_ALLOWANCE, Job
+from swiprctl.protocol import DEFAULT_TIMEOUT, MAX_TIMEOUT
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from types import TracebackType
+    from typing import Self
+
+    from swiprctl.inputs import Input
+
+
+class Prediction:
+    """What the model says about one image.
+
+    Attributes:
+        probabilities: one for each of the model's labels, in their order.
+        model: the id of the model that answered.
+        queued, decode, infer: seconds spent waiting, on the image, and in the model.
+    """
+
+    __slots__ = ("decode", "infer", "model", "probabilities", "queued")
+
+    def __init__(
+        self,
+        probabilities: tuple[float, ...],
+        model: str,
+        queued: float = 0.0,
+        decode: float = 0.0,
+        infer: float = 0.0,
+    ) -> None:
+        self.probabilities = probabilities
+        self.model = model
+        self.queued = queued
+        self.decode = decode
+        self.infer = infer
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{p:.6g}" for p in self.probabilities[:5])
+        more = ", …" if len(self.probabilities) > 5 else ""
+        return f"Prediction(({shown}{more}), model={self.model!r})"
+
+    @classmethod
+    def parse(cls, fields: dict[str, object]) -> Prediction:
+        """Validate a reply's fields; unknown ones are ignored.
+
+        Raises:
+            BadRequest: this is not a prediction.
+        """
+        probabilities = fields.get("probabilities")
+        model = fields.get("model")
+        if not isinstance(probabilities, list) or not all(map(_is_number, probabilities)):
+            raise BadRequest("the daemon's reply has no probabilities")
+        if not isinstance(model, str):
+            raise BadRequest("the daemon's reply does not name its model")
+        times = [fields.get(name, 0.0) for name in ("queued", "decode", "infer")]
+        if not all(map(_is_number, times)):
+            raise BadRequest("the daemon's reply has timings that are no numbers")
+        return cls(tuple(map(float, probabilities)), model, *map(float, times))  # type: ignore[arg-type]
+
+
+class Window:
+    """How many inputs may be under way: what keeps the workers busy and the queue short."""
+
+    SMALLEST = 2
+    FIRST = 4
+    LARGEST = 32
+
+    def __init__(self, timeout: float) -> None:
+        self.size = self.FIRST
+        self._timeout = timeout
+
+    def learn(self, queued: float, resent: int) -> None:
+        """Take in how long a request waited in the daemon, and whether it had to be sent again."""
+        if resent or queued > self._timeout / 4:
+            self.size = max(self.SMALLEST, self.size // 2)
+        elif queued < self._timeout / 10:
+            self.size = min(self.LARGEST, self.size + 1)
+
+
+class Client:
+    """A connection to the daemon, made (and made anew) when it is needed.
+
+    Args:
+        socket_path: where the daemon listens; by default `$SWIPR_SOCKET`, the system's socket,
+            or the user's own.
+        timeout: seconds each request may take from start to end; by default the daemon's 10.
+        autostart: whether to start a daemon where none listens on the user's own socket.
+        notify: called once, with a line for the user, if the first answer takes long.
+        model: the name of a system's model, in place of `socket_path`.
+
+    Raises:
+        UsageError: the socket, model or timeout cannot be meant.
+        NoDaemon: no daemon serves the model that was named.
+    """
+
+    def __init__(
+        self,
+        socket_path: str | None = None,
+        *,
+        timeout: float | None = None,
+        autostart: bool = True,
+        notify: Callable[[str], None] | None = None,
+        model: str | None = None,
+    ) -> None:
+        if timeout is not None and not 0 < timeout <= MAX_TIMEOUT:
+            raise UsageError(f"timeout: above 0, at most {MAX_TIMEOUT:.0f} seconds")
+        self._timeout = timeout
+        self._exchange = Exchange(choose(socket_path, model), autostart=autostart, notify=notify)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection. The client can be used again, over a new one."""
+        self._exchange.close()
+
+    @property
+    def socket_path(self) -> str:
+        """Where the daemon listens."""
+        return self._exchange.address.path
+
+    def predict(self, source: Input) -> Prediction:
+        """Ask for one image: a path, its bytes, a binary file object or a descriptor.
+
+        Raises:
+            SwiprError: whatever became of it; errors.py has the tree.
+        """
+        job = Job("predict", Image.open(source), self._timeout)
+        return Prediction.parse(self._run(job))
+
+    def predict_many(
+        self, sources: Iterable[Input | None]
+    ) -> Iterator[tuple[Input, Prediction | SwiprError]]:
+        """Ask for many images, and give (input, answer or error) for each, in their order.
+
+        At most `Window.LARGEST` are under way, and only they are open. If `sources` has a
+        `fileno()`, its iterator may give None for "nothing yet": earlier answers then come out
+        while it is polled. Any other iterable is waited for.
+
+        Raises:
+            NoDaemon: nobody listens (any more), and no daemon could be started.
+            Forbidden: the user may not open the socket.
+        """
+        window = Window(DEFAULT_TIMEOUT if self._timeout is None else self._timeout)
+        under_way: deque[tuple[Input, Job]] = deque()
+        iterator = iter(sources)
+        fileno = getattr(sources, "fileno", None)
+        ended = False
+        try:
+            while True:
+                while under_way and (outcome := under_way[0][1].outcome) is not None:
+                    source, job = under_way.popleft()
+                    answer = _answer(outcome)
+                    if isinstance(answer, Prediction):
+                        window.learn(answer.queued, job.resent)
+                    elif isinstance(answer, TryLater):
+                        window.learn(0.0, 1)
+                    yield source, answer
+                watch = -1
+                if not ended and len(under_way) < window.size:
+                    try:
+                        following = next(iterator)
+                    except StopIteration:
+                        ended = True
+                    else:
+                        if following is not None:
+                            under_way.append((following, self._begin(following)))
+                        elif fileno is not None:
+                            watch = fileno()
+                        else:
+                            raise TypeError("None is no input")
+                if ended and not under_way:
+                    return
+                full = ended or watch >= 0 or len(under_way) >= window.size
+                self._exchange.step(wait=full, watch=watch)
+        finally:
+            for _, job in under_way:
+                self._exchange.forget(job)
+
+    def model(self) -> dict[str, object]:
+        """Describe the model: name, labels, activation, input, device, model (its id), versions."""
+        return self._ask("model")
+
+    def status(self) -> dict[str, object]:
+        """Tell how the daemon is: state, workers, queue, kills, uptime. Starts none."""
+        return self._ask("status", start=False)
+
+    def ping(self) -> dict[str, object]:
+        """Have a known image go through a live worker, and its answer checked."""
+        return self._ask("ping")
+
+    def reload(self) -> dict[str, object]:
+        """Have the model read anew; answers when it serves, or raises why it does not.
+
+        Raises:
+            Forbidden: only root and the daemon's own uid may.
+            LoadingFailed: the new model cannot be loaded; the old one goes on.
+        """
+        return self._ask("reload", extra=START_ALLOWANCE, start=False)
+
+    def _ask(self, op: str, *, extra: float = 0.0, start: bool = True) -> dict[str, object]:
+        fields = self._run(Job(op, None, self._timeout, extra=extra, start=start))
+        return {key: value for key, value in fields.items() if key not in ("id", "ok")}
+
+    def _begin(self, source: Input) -> Job:
+        try:
+            job = Job("predict", Image.open(source), self._timeout)
+        except SwiprError as error:
+            job = Job("predict")
+            job.finish(error)
+        self._exchange.submit(job)
+        return job
+
+    def _run(self, job: Job) -> dict[str, object]:
+        self._exchange.submit(job)
+        try:
+            while job.outcome is None:
+                self._exchange.step()
+        finally:
+            self._exchange.forget(job)
+        if isinstance(job.outcome, SwiprError):
+            raise job.outcome
+        return job.outcome
+
+
+def _answer(outcome: dict[str, object] | SwiprError) -> Prediction | SwiprError:
+    if isinstance(outcome, SwiprError):
+        return outcome
+    try:
+        return Prediction.parse(outcome)
+    except BadRequest as error:
+        return error
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

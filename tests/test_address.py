@@ -1,0 +1,185 @@
+"""Which socket is chosen, and what is said where it cannot be used."""
+
+from __future__ import annotations
+
+import grp
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from swiprctl import address
+from swiprctl.address import Address, choose
+from swiprctl.errors import Forbidden, NoDaemon, UsageError
+
+pytestmark = pytest.mark.timeout(30)
+
+NOBODY = 65534
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+
+
+@pytest.fixture
+def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder in place of /run/swipr, and no variables set."""
+    folder = tmp_path / "system"
+    folder.mkdir()
+    monkeypatch.setattr(address, "SYSTEM_FOLDER", str(folder))
+    monkeypatch.delenv("SWIPR_SOCKET", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    return folder
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as listener:
+        yield listener
+
+
+def test_the_order(system: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = choose()
+    assert (found.kind, found.path) == ("private", f"{tmp_path}/swipr/default.sock")
+    (system / "default.sock").touch()
+    found = choose()
+    assert (found.kind, found.path) == ("system", f"{system}/default.sock")
+    monkeypatch.setenv("SWIPR_SOCKET", "/somewhere/else")
+    assert (choose().kind, choose().path) == ("explicit", "/somewhere/else")
+    assert choose("/asked/for").path == "/asked/for"
+    monkeypatch.setenv("SWIPR_SOCKET", "")
+    assert choose().kind == "system"
+
+
+def test_a_runtime_folder_that_is_not_ours_is_not_used(
+    system: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fallback = f"/tmp/swipr-{os.geteuid()}/default.sock"
+    for value in ("", "relative", str(system / "missing")):
+        monkeypatch.setenv("XDG_RUNTIME_DIR", value)
+        assert choose().path == fallback
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    assert choose().path == fallback
+
+
+@needs_root
+@pytest.mark.usefixtures("system")
+def test_root_does_not_use_a_users_runtime_folder(tmp_path: Path) -> None:
+    os.chown(tmp_path, NOBODY, NOBODY)
+    assert choose().path == "/tmp/swipr-0/default.sock"
+
+
+def test_a_model_has_a_socket_of_the_system(system: Path) -> None:
+    (system / "chexnet.sock").touch()
+    assert choose(None, "chexnet").path == f"{system}/chexnet.sock"
+    assert choose(None, "default").kind == "private"
+    with pytest.raises(NoDaemon, match=r"systemctl enable --now swiprd@birds\.socket"):
+        choose(None, "birds")
+    for name in ("", ".hidden", "../up", "a/b"):
+        with pytest.raises(UsageError):
+            choose(None, name)
+    with pytest.raises(UsageError):
+        choose("/a/socket", "chexnet")
+    with pytest.raises(UsageError):
+        choose("")
+
+
+def test_the_system_socket_comes_with_its_remedy(system: Path) -> None:
+    found = Address(f"{system}/default.sock", "system", "swiprd")
+    with pytest.raises(address.NotListening):
+        found.connect()
+    told = str(found.no_daemon("gone"))
+    assert "systemctl status swiprd.socket" in told
+    assert "systemctl reset-failed swiprd.service; systemctl start swiprd.socket" in told
+    told = str(Address("/x", "system", "swiprd@birds").no_daemon("gone"))
+    assert "systemctl reset-failed swiprd@birds.service" in told
+
+
+def private(folder: Path) -> Address:
+    return Address(f"{folder}/default.sock", "private")
+
+
+def test_a_private_folder_must_be_a_closed_one(tmp_path: Path) -> None:
+    folder = tmp_path / "swipr"
+    with pytest.raises(address.NotListening):
+        private(folder).connect()
+    folder.mkdir(mode=0o700)
+    folder.chmod(0o750)
+    with pytest.raises(NoDaemon, match="mode is 0750"):
+        private(folder).connect()
+    folder.chmod(0o700)
+    with pytest.raises(address.NotListening):
+        private(folder).connect()
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    with pytest.raises(NoDaemon, match="it is not a directory"):
+        private(link).connect()
+    with pytest.raises(NoDaemon, match="cannot make"):
+        address.check_folder(str(tmp_path / "no" / "folder"), make=True)
+
+
+@needs_root
+def test_a_private_folder_must_be_ones_own(tmp_path: Path) -> None:
+    folder = tmp_path / "swipr"
+    folder.mkdir(mode=0o700)
+    os.chown(folder, NOBODY, NOBODY)
+    with pytest.raises(NoDaemon, match=f"belongs to uid {NOBODY}"):
+        private(folder).connect()
+
+
+@needs_root
+def test_nobody_else_may_listen_in_a_private_folder(
+    tmp_path: Path, listener: socket.socket
+) -> None:
+    folder = tmp_path / "swipr"
+    folder.mkdir(mode=0o700)
+    listener.bind(f"{folder}/default.sock")
+    os.seteuid(NOBODY)  # the kernel notes who calls listen(2)
+    try:
+        listener.listen()
+    finally:
+        os.seteuid(0)
+    with pytest.raises(NoDaemon, match=f"uid {NOBODY} listens"):
+        private(folder).connect()
+    connection = Address(f"{folder}/default.sock", "explicit").connect()
+    assert connection is not None
+    connection.close()
+
+
+def test_a_full_queue_is_no_error(tmp_path: Path, listener: socket.socket) -> None:
+    path = str(tmp_path / "s")
+    listener.bind(path)
+    listener.listen(0)
+    made = []
+    while (connection := Address(path, "explicit").connect()) is not None:
+        made.append(connection)
+        assert len(made) < 10
+    for one in made:
+        one.close()
+
+
+@pytest.mark.parametrize(
+    ("mode", "told"),
+    [(0o660, "ask to be added to group daemon"), (0o600, r"only its owner \(uid 0\) may")],
+)
+@needs_root
+def test_a_closed_socket_says_what_to_do(listener: socket.socket, mode: int, told: str) -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        folder = Path(name)
+        folder.chmod(0o755)
+        path = folder / "s"
+        listener.bind(str(path))
+        listener.listen()
+        path.chmod(mode)
+        os.chown(path, 0, grp.getgrnam("daemon").gr_gid)
+        closed = folder / "closed"
+        closed.mkdir(mode=0o700)
+        os.seteuid(NOBODY)
+        try:
+            with pytest.raises(Forbidden, match=told) as error:
+                Address(str(path), "explicit").connect()
+            assert str(path) in str(error.value)
+            with pytest.raises(Forbidden, match="its folder is closed to you"):
+                Address(f"{closed}/s", "explicit").connect()
+        finally:
+            os.seteuid(0)

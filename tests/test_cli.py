@@ -1,0 +1,578 @@
+"""The command as its users meet it: a process, its output, its words and its exit status."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgpack
+import pytest
+from peer import Connection, Peer
+
+from swiprctl import errors
+from swiprctl.arguments import parse
+from swiprctl.cli import main
+from swiprctl.errors import BadImage, LoadingFailed, TooLarge, UsageError, WorkerCrashed
+from swiprctl.report import duration, lines
+from swiprctl.version import __version__
+
+pytestmark = pytest.mark.timeout(30)
+
+LABELS = ["sharp", "blurred, or so"]
+
+
+def daemon(connection: Connection) -> None:
+    """Answer an image with its size in hundredths, or with the error its content names."""
+    refused = {b"bad": BadImage("not an image"), b"large": TooLarge("too many pixels")}
+    refused[b"crash"] = WorkerCrashed("it killed two workers")
+    while True:
+        asked = connection.asked()
+        if asked.op == "model":
+            connection.reply(asked.id, name="peer", model="peer@1", labels=LABELS)
+        elif asked.op == "status":
+            connection.reply(asked.id, state="ready", uptime=7500.0, queue={"waiting": 0})
+        elif asked.op == "ping":
+            connection.reply(asked.id, model="peer@1", seconds=0.0123)
+        elif asked.op == "reload":
+            connection.refuse(asked.id, LoadingFailed("no weights.pth"))
+        elif asked.image in refused:
+            connection.refuse(asked.id, refused[asked.image])
+        else:
+            assert asked.image is not None
+            share = len(asked.image) / 100
+            connection.answer(asked, share, 1 - share)
+
+
+@pytest.fixture
+def peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Peer]:
+    monkeypatch.chdir(tmp_path)
+    for number in (10, 20, 30):
+        Path(f"{number}.jpg").write_bytes(bytes(number))
+    for name in ("bad", "large", "crash"):
+        Path(f"{name}.jpg").write_bytes(name.encode())
+    monkeypatch.setenv("SWIPR_SOCKET", str(tmp_path / "s"))
+    with Peer(tmp_path / "s", daemon) as peer:
+        yield peer
+
+
+def swiprctl(
+    *words: str | bytes, stdin: bytes | int = b"", **environment: str
+) -> tuple[str, str, int]:
+    """Run it; gives what it wrote, with what is not UTF-8 escaped, and its exit status."""
+    given: dict[str, object] = {"input": stdin} if isinstance(stdin, bytes) else {"stdin": stdin}
+    done = subprocess.run(
+        [sys.executable, "-m", "swiprctl", *words],
+        capture_output=True,
+        timeout=20,
+        check=False,
+        env={**os.environ, **environment},
+        **given,  # type: ignore[call-overload]
+    )
+    out, err = (data.decode(errors="surrogateescape") for data in (done.stdout, done.stderr))
+    return out, err, done.returncode
+
+
+# -- predict
+
+
+@pytest.mark.usefixtures("peer")
+class TestPredict:
+    def test_one_image_is_one_row(self) -> None:
+        assert swiprctl("predict", "10.jpg") == ("0.1,0.9\n", "", 0)
+
+    def test_more_have_their_path_in_front(self) -> None:
+        out = "10.jpg,0.1,0.9\n30.jpg,0.3,0.7\n20.jpg,0.2,0.8\n"
+        assert swiprctl("predict", "10.jpg", "30.jpg", "20.jpg") == (out, "", 0)
+
+    def test_the_path_can_be_forced(self) -> None:
+        assert swiprctl("predict", "-H", "10.jpg")[0] == "10.jpg,0.1,0.9\n"
+        assert swiprctl("predict", "-h", "10.jpg", "20.jpg")[0] == "0.1,0.9\n0.2,0.8\n"
+        assert swiprctl("predict", "10.jpg", "20.jpg", "-Hh")[0] == "0.1,0.9\n0.2,0.8\n"
+
+    def test_the_header(self) -> None:
+        out, err, status = swiprctl("predict", "--header", "10.jpg")
+        assert (out, err, status) == ('sharp,"blurred, or so"\n0.1,0.9\n', "", 0)
+        out, _, _ = swiprctl("predict", "--header", "bad.jpg", "10.jpg")
+        assert out == 'path,sharp,"blurred, or so"\n10.jpg,0.1,0.9\n'
+
+    def test_json(self) -> None:
+        out, err, status = swiprctl("predict", "--json", "10.jpg", "bad.jpg", "20.jpg")
+        first, second = map(json.loads, out.splitlines())
+        assert first == {
+            "path": "10.jpg",
+            "probabilities": {"sharp": 0.1, "blurred, or so": 0.9},
+            "model": "peer@1",
+            "seconds": {"queued": 0, "decode": 0.001, "infer": 0.002},
+        }
+        assert second["path"] == "20.jpg"
+        assert (err, status) == ("swiprctl: bad.jpg: not an image\n", 1)
+
+    def test_standard_input(self) -> None:
+        assert swiprctl("predict", "-", stdin=bytes(40)) == ("0.4,0.6\n", "", 0)
+        with open("20.jpg", "rb") as file:
+            assert swiprctl("predict", "-", "10.jpg", stdin=file.fileno())[0] == (
+                "-,0.2,0.8\n10.jpg,0.1,0.9\n"
+            )
+            file.seek(15)
+            assert swiprctl("predict", "-", stdin=file.fileno())[0] == "0.05,0.95\n"
+
+    def test_process_substitution(self) -> None:
+        done = subprocess.run(
+            [
+                "bash",
+                "-c",
+                '"$0" -m swiprctl predict -h <(cat 20.jpg) <(head -c 5 10.jpg)',
+                sys.executable,
+            ],
+            capture_output=True,
+            timeout=20,
+            check=True,
+        )
+        assert done.stdout == b"0.2,0.8\n0.05,0.95\n"
+
+    def test_lists_of_names(self) -> None:
+        out = "10.jpg,0.1,0.9\n20.jpg,0.2,0.8\n"
+        for data in (b"10.jpg\n20.jpg\n", b"10.jpg\n\n20.jpg", b"10.jpg\n20.jpg\n\n"):
+            assert swiprctl("predict", "--files-from=-", stdin=data) == (out, "", 0)
+            Path("list").write_bytes(data)
+            assert swiprctl("predict", "--files-from", "list") == (out, "", 0)
+        for data in (b"10.jpg\x0020.jpg\0", b"10.jpg\x0020.jpg"):
+            assert swiprctl("predict", "--files0-from=-", stdin=data) == (out, "", 0)
+        assert swiprctl("predict", "--files-from=-") == ("", "", 0)
+        out, err, status = swiprctl("predict", "--files0-from=-", stdin=b"10.jpg\0\x0020.jpg\0")
+        assert out == "10.jpg,0.1,0.9\n20.jpg,0.2,0.8\n"
+        assert (err, status) == ("swiprctl: : No such file or directory\n", 1)
+        assert swiprctl("predict", "--files-from=missing") == (
+            "",
+            "swiprctl: missing: No such file or directory\n",
+            66,
+        )
+
+    def test_a_dash_in_a_list(self) -> None:
+        Path("list").write_bytes(b"10.jpg\n-\n")
+        out, _, status = swiprctl("predict", "--files-from=list", stdin=bytes(50))
+        assert (out, status) == ("10.jpg,0.1,0.9\n-,0.5,0.5\n", 0)
+        # Standard input cannot be the list and an image of it.
+        out, err, status = swiprctl("predict", "--files-from=-", stdin=b"10.jpg\n-\n")
+        assert (out, status) == ("10.jpg,0.1,0.9\n", 1)
+        assert err == "swiprctl: -: No such file or directory\n"
+
+    def test_a_path_of_any_bytes(self, tmp_path: Path) -> None:
+        name = b'-\xff,"\n.jpg'
+        (Path(os.fsencode(tmp_path).decode()) / os.fsdecode(name)).write_bytes(bytes(50))
+        out, err, status = swiprctl("predict", "-H", "--", name)
+        assert out.encode(errors="surrogateescape") == b'"-\xff,""\n.jpg",0.5,0.5\n'
+        assert (err, status) == ("", 0)
+        _, err, _ = swiprctl("predict", "--", name + b"missing\r")
+        assert err.encode(errors="surrogateescape") == (
+            b'swiprctl: -\xff,"\\x0a.jpgmissing\\x0d: No such file or directory\n'
+        )
+
+    @pytest.mark.parametrize(
+        ("path", "why", "status"),
+        [
+            ("missing.jpg", "No such file or directory", 66),
+            (".", "it is a directory", 66),
+            ("/dev/null", "it is a device", 66),
+            ("bad.jpg", "not an image", 65),
+            ("large.jpg", "too many pixels", 65),
+            ("crash.jpg", "it killed two workers", 70),
+        ],
+    )
+    def test_a_failure_is_one_line_and_its_own_status(
+        self, path: str, why: str, status: int
+    ) -> None:
+        assert swiprctl("predict", path) == ("", f"swiprctl: {path}: {why}\n", status)
+        out, err, several = swiprctl("predict", "10.jpg", path, "20.jpg")
+        assert out == "10.jpg,0.1,0.9\n20.jpg,0.2,0.8\n"
+        assert (err, several) == (f"swiprctl: {path}: {why}\n", 1)
+        Path("list").write_text(path)
+        assert swiprctl("predict", "--files-from=list") == ("", err, 1)
+
+    def test_verbose(self) -> None:
+        out, err, status = swiprctl("predict", "-v", "10.jpg")
+        assert (out, status) == ("0.1,0.9\n", 0)
+        assert err.splitlines()[0].startswith("swiprctl: socket ")
+        assert "10.jpg: queued 0.0 ms, decode 1.0 ms, infer 2.0 ms, model peer@1" in err
+
+    def test_rows_come_out_while_the_next_name_is_awaited(self) -> None:
+        with self.started("predict", "--files-from=-", stdin=subprocess.PIPE) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            for number in (10, 20):
+                process.stdin.write(f"{number}.jpg\n".encode())
+                process.stdin.flush()
+                assert select.select([process.stdout], [], [], 10)[0]
+                assert process.stdout.readline().startswith(f"{number}.jpg,".encode())
+            process.stdin.close()
+            assert process.wait(10) == 0
+
+    def test_rows_come_out_while_a_later_input_is_awaited(self) -> None:
+        with self.started("predict", "10.jpg", "-", stdin=subprocess.PIPE) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"10.jpg,0.1,0.9\n"
+            process.stdin.write(bytes(5))
+            process.stdin.close()
+            assert process.stdout.readline() == b"-,0.05,0.95\n"
+            assert process.wait(10) == 0
+
+    def test_a_reader_that_has_enough(self) -> None:
+        Path("list").write_text("10.jpg\n" * 3000)
+        done = subprocess.run(
+            [
+                "bash",
+                "-c",
+                '"$0" -m swiprctl predict --files-from=list | head -n 1; echo "${PIPESTATUS[0]}"',
+                sys.executable,
+            ],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+        assert done.stdout == "10.jpg,0.1,0.9\n141\n"
+        assert done.stderr == ""
+
+    def test_an_output_that_is_full_or_closed(self) -> None:
+        script = '"$0" -m swiprctl predict 10.jpg >/dev/full; echo $?;'
+        script += '"$0" -m swiprctl predict 10.jpg - >&- <&-; echo $?'
+        done = subprocess.run(
+            ["bash", "-c", script, sys.executable],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+        assert done.stdout == "74\n74\n"
+        assert done.stderr == (
+            "swiprctl: standard output: No space left on device\n"
+            "swiprctl: standard output: it is closed\n"
+        )
+
+    def test_interrupted(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "fifo")
+        with self.started("predict", "10.jpg", "fifo") as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"10.jpg,0.1,0.9\n"
+            process.send_signal(signal.SIGINT)
+            assert process.wait(10) == 130
+            assert process.stderr is not None
+            assert process.stderr.read() == b""
+
+    @contextlib.contextmanager
+    def started(
+        self, *words: str, stdin: int = subprocess.DEVNULL
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        with subprocess.Popen(
+            [sys.executable, "-m", "swiprctl", *words],
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+
+def test_a_deadline_is_told(tmp_path: Path) -> None:
+    def silent(connection: Connection) -> None:
+        while True:
+            connection.asked()
+
+    with Peer(tmp_path / "s", silent):
+        out, err, status = swiprctl(
+            "predict", "-", "--timeout=0.2", f"--socket={tmp_path}/s", stdin=b"x"
+        )
+    assert (out, err, status) == ("", "swiprctl: -: no answer within 0.2 s\n", 124)
+
+
+# -- no daemon
+
+
+def test_no_daemon_is_told_once(tmp_path: Path) -> None:
+    path = f"{tmp_path}/s"
+    image = tmp_path / "a.jpg"
+    image.touch()
+    err = f"swiprctl: no daemon answers on {path} (No such file or directory)\n"
+    assert swiprctl("predict", str(image), SWIPR_SOCKET=path) == ("", err, 69)
+    assert swiprctl("predict", *[str(image)] * 20, SWIPR_SOCKET=path) == ("", err, 69)
+    for command in ("status", "model", "ping", "reload"):
+        assert swiprctl(command, "--socket", path) == ("", err, 69)
+
+
+def test_no_daemon_is_needed_to_know_that_there_is_no_file(tmp_path: Path) -> None:
+    out, err, status = swiprctl("predict", f"{tmp_path}/a.jpg", SWIPR_SOCKET=f"{tmp_path}/s")
+    assert (out, err, status) == (
+        "",
+        f"swiprctl: {tmp_path}/a.jpg: No such file or directory\n",
+        66,
+    )
+
+
+def test_a_private_daemon_may_be_forbidden(tmp_path: Path) -> None:
+    out, err, status = swiprctl(
+        "predict", "--no-autostart", "-", XDG_RUNTIME_DIR=str(tmp_path), SWIPR_SOCKET=""
+    )
+    assert (out, status) == ("", 69)
+    assert err.startswith(f"swiprctl: no daemon answers on {tmp_path}/swipr/default.sock")
+
+
+# -- the other commands
+
+
+@pytest.mark.usefixtures("peer")
+class TestQuestions:
+    def test_status(self) -> None:
+        out, err, status = swiprctl("status")
+        assert (err, status) == ("", 0)
+        assert out == "state   ready\nuptime  2 h 5 min\nqueue\n  waiting  0\n"
+        assert json.loads(swiprctl("status", "--json")[0])["uptime"] == 7500
+
+    def test_model(self) -> None:
+        out, err, status = swiprctl("model")
+        assert (err, status) == ("", 0)
+        assert 'labels  sharp, "blurred, or so"\n' in out
+        assert json.loads(swiprctl("model", "--json")[0])["labels"] == LABELS
+
+    def test_ping(self) -> None:
+        assert swiprctl("ping") == ("peer@1 answers as it should in 12.3 ms\n", "", 0)
+
+    def test_reload(self) -> None:
+        assert swiprctl("reload") == ("", "swiprctl: no weights.pth\n", 75)
+
+
+def test_help_and_version() -> None:
+    for words in (["--help"], ["-h"], ["predict", "--help"], ["predict", "x", "--help"]):
+        out, err, status = swiprctl(*words)
+        assert out.startswith("Usage: swiprctl predict [OPTION]... PATH...\n")
+        assert (err, status) == ("", 0)
+    assert max(map(len, out.splitlines())) <= 100
+    assert swiprctl("--version") == (f"swiprctl {__version__}\n", "", 0)
+    assert swiprctl("predict", "--version")[0] == f"swiprctl {__version__}\n"
+
+
+USAGE: list[tuple[list[str], str]] = [
+    ([], "no command given"),
+    (["preditc"], "there is no command 'preditc'"),
+    (["predict"], "nothing to predict"),
+    (["predict", "--colour", "x"], "there is no option --colour"),
+    (["predict", "-x"], "there is no option -x"),
+    (["predict", "-Hx", "a"], "there is no option -x"),
+    (["predict", "--timeout"], "--timeout needs a value"),
+    (["predict", "--header=yes", "a"], "--header takes no value"),
+    (["predict", "--files-from=a", "b"], "give one of them"),
+    (["predict", "--files-from=a", "--files0-from=b"], "give one of them"),
+    (["predict", "--json", "--header", "a"], "--json needs no --header"),
+    (["status", "now"], "status takes no operand: 'now'"),
+    (["status", "--header"], "--header does not go with status"),
+    (["--json", "ping"], "--json does not go with ping"),
+    (["ping", "--socket=a", "--model=b"], "give one of them"),
+    (["ping", "--model=a/b"], "not a model's name"),
+    *(
+        (["predict", "--timeout", value, "a"], "--timeout: seconds above 0, at most 3600")
+        for value in ("0", "-1", "3600.1", "nan", "inf", "soon", "")
+    ),
+]
+
+
+@pytest.mark.parametrize(("words", "why"), USAGE, ids=lambda x: " ".join(x) or "-")
+def test_usage(words: list[str], why: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 64
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert why in err
+    assert err.endswith("swiprctl: try 'swiprctl --help'\n")
+
+
+def test_usage_as_a_process() -> None:
+    out, err, status = swiprctl()
+    assert (out, status) == ("", 64)
+    assert "no command given" in err
+
+
+def test_options_may_stand_anywhere() -> None:
+    words = "--model chexnet predict -v a --timeout=2.5 b -H -- -c --header"
+    arguments = parse(words.split())
+    assert arguments.command == "predict"
+    assert arguments.paths == ["a", "b", "-c", "--header"]
+    assert (arguments.model, arguments.timeout) == ("chexnet", 2.5)
+    assert (arguments.verbose, arguments.with_path, arguments.header) == (True, True, False)
+    with pytest.raises(UsageError):
+        parse(["predict", "--"])
+    assert parse(["predict", "-"]).paths == ["-"]
+
+
+# -- on a terminal
+
+
+def test_a_terminal_is_told_why_it_waits_and_is_not_played_with(tmp_path: Path) -> None:
+    def slow(connection: Connection) -> None:
+        asked = connection.asked()
+        time.sleep(1)
+        connection.answer(asked, 1.0)
+
+    (tmp_path / "a").touch()
+    master, terminal = pty.openpty()
+    heard = bytearray()
+
+    def listen() -> None:
+        with contextlib.suppress(OSError):
+            while data := os.read(master, 1000):
+                heard.extend(data)
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    with Peer(tmp_path / "s", slow):
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "swiprctl", "predict", "--socket", f"{tmp_path}/s"),
+                *(f"{tmp_path}/a", b"\x1b]0;title\x07\xff"),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=terminal,
+            timeout=20,
+            check=False,
+        )
+    os.close(terminal)
+    listener.join()
+    os.close(master)
+    first, second, _ = heard.split(b"\r\n")
+    assert first.startswith(b"swiprctl: waiting for the daemon on ")
+    assert second == b"swiprctl: \\x1b]0;title\\x07\\xff: No such file or directory"
+    assert done.stdout == f"{tmp_path}/a,1\n".encode()
+
+
+# -- what it costs to start
+
+
+def modules(words: Sequence[str], **environment: str) -> dict[str, str]:
+    """What a process has imported after running a command: names and files.
+
+    Without site(1): this environment's may import anything.
+    """
+    folders = [str(Path(package.__file__).parents[1]) for package in (errors, msgpack)]
+    code = (
+        "import sys\n"
+        f"sys.path += {folders}\n"
+        "from swiprctl.cli import main\n"
+        f"assert main({list(words)}) == 0\n"
+        "for name, module in list(sys.modules.items()):\n"
+        "    print(name, getattr(module, '__file__', None) or '', file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(line.partition(" ")[::2] for line in done.stderr.splitlines())
+
+
+# Seen to take a millisecond or more each; what a process of this kind is most tempted by.
+SLOW = [
+    "argparse",
+    "asyncio",
+    "contextlib",
+    "csv",
+    "dataclasses",
+    "decimal",
+    "enum",
+    "functools",
+    "gettext",
+    "importlib.metadata",
+    "inspect",
+    "json",
+    "logging",
+    "pathlib",
+    "pickle",
+    "random",
+    "re",
+    "selectors",
+    "shutil",
+    "signal",
+    "socket",
+    "ssl",
+    "subprocess",
+    "tempfile",
+    "threading",
+    "typing",
+    "unittest",
+    "urllib",
+    "uuid",
+    "weakref",
+    "zipfile",
+]
+
+
+@pytest.mark.usefixtures("peer")
+def test_predict_imports_nothing_slow() -> None:
+    found = modules(["predict", "10.jpg", "20.jpg"])
+    assert "swiprctl.client" in found
+    assert [name for name in SLOW if name in found] == []
+    assert [name for name in found if name.startswith("swiprd")] == []
+    assert "swiprctl.autostart" not in found
+    assert "swiprctl.report" not in found
+
+
+@pytest.mark.usefixtures("peer")
+def test_the_client_has_no_compiled_code_but_the_standard_librarys() -> None:
+    found = modules(["predict", "10.jpg"], MSGPACK_PUREPYTHON="1")
+    assert "msgpack.fallback" in found
+    compiled = {name: file for name, file in found.items() if file.endswith(".so")}
+    library = str(Path(os.__file__).parent)
+    assert [name for name, file in compiled.items() if not file.startswith(library)] == []
+    assert [name for name, file in compiled.items() if "site-packages" in file] == []
+    assert [name for name in ("torch", "numpy", "PIL") if name in found] == []
+
+
+# -- reports
+
+
+def test_durations() -> None:
+    told = [duration(s) for s in (0.0, 0.0123, 0.9, 1.5, 99.0, 600.0, 7260.0, 260_000.0)]
+    assert told == ["0 ms", "12.3 ms", "900 ms", "1.5 s", "99 s", "10 min", "2 h 1 min", "3 days"]
+
+
+def test_a_report_shows_what_there_is() -> None:
+    fields: dict[str, object] = {
+        "state": "ready",
+        "reason": "",
+        "labels": [f"label {n}" for n in range(1000)],
+        "workers": [{"pid": 7, "state": "idle", "age": 3.0}, {"pid": 123, "since": 1}],
+        "kills": {"total": 1, "last": []},
+        "latency": {"bounds": [0.1, 1.0], "counts": [3, 0, 1], "sum": 4.2},
+        "exact": True,
+        "something_later": 1.5,
+    }
+    assert list(lines(fields)) == [
+        "state            ready",
+        "labels           1000: label 0, label 1, label 2, label 3, label 4, … (--json has all)",
+        "workers",
+        "  pid  state  age  since",
+        "  7    idle   3 s",
+        "  123              1",
+        "kills",
+        "  total  1",
+        "latency",
+        "  mean 1.05 s of 4",
+        "  under 100 ms  3",
+        "  longer        1",
+        "exact            yes",
+        "something later  1.5",
+    ]

@@ -1,0 +1,502 @@
+"""images.py: equal to torchvision where torchvision has an answer, and a named error elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import random
+import socket
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from imagefiles import bmp, encoded, picture, png
+from PIL import Image, ImageOps
+
+from swiprctl.errors import BadImage, TooLarge
+from swiprd import images, model
+from swiprd.bundle import Preprocess
+
+pytestmark = pytest.mark.timeout(60)
+
+MIB = 1 << 20
+PLAIN = Preprocess()
+MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "RGBa"]
+
+
+def by_torchvision(image: Image.Image, recipe: Preprocess) -> torch.Tensor:
+    """Follow the plain recipe with torchvision's own transforms: [crops, 3, crop, crop]."""
+    model.import_torchvision()
+    from torchvision import transforms
+
+    cut = {
+        "center": transforms.CenterCrop,
+        "five": transforms.FiveCrop,
+        "ten": transforms.TenCrop,
+    }[recipe.crops](recipe.crop)
+    interpolation = transforms.InterpolationMode(recipe.interpolation)
+    assert recipe.resize is not None
+    resize = transforms.Resize(recipe.resize, interpolation, antialias=True)
+    finish = transforms.Compose(
+        [transforms.ToTensor(), transforms.Normalize(recipe.mean, recipe.std)]
+    )
+    crops = cut(resize(image.convert("RGB")))
+    return torch.stack([finish(one) for one in (crops if isinstance(crops, tuple) else [crops])])
+
+
+# --- read_image_bytes -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def opened() -> Iterator[Callable[..., int]]:
+    """Open descriptors that are closed when the test ends."""
+    descriptors: list[int] = []
+
+    def keep(descriptor: int) -> int:
+        descriptors.append(descriptor)
+        return descriptor
+
+    yield keep
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def memfd(data: bytes) -> int:
+    descriptor = os.memfd_create("image")
+    os.write(descriptor, data)
+    return descriptor
+
+
+def test_reads_a_regular_file_whole(tmp_path: Path, opened: Callable[..., int]) -> None:
+    data = random.Random(1).randbytes(3 * MIB)
+    (tmp_path / "file").write_bytes(data)
+    assert (
+        images.read_image_bytes(opened(os.open(tmp_path / "file", os.O_RDONLY)), 64 * MIB) == data
+    )
+
+
+def test_reads_from_the_beginning_and_leaves_the_offset_alone(opened: Callable[..., int]) -> None:
+    descriptor = opened(memfd(b"0123456789"))
+    os.lseek(descriptor, 4, os.SEEK_SET)
+    assert images.read_image_bytes(descriptor, 100) == b"0123456789"
+    assert os.lseek(descriptor, 0, os.SEEK_CUR) == 4
+
+
+def test_takes_exactly_the_limit_and_not_one_byte_more(opened: Callable[..., int]) -> None:
+    assert images.read_image_bytes(opened(memfd(b"x" * 1000)), 1000) == b"x" * 1000
+    with pytest.raises(TooLarge, match="1001 bytes, where 1000 is the limit"):
+        images.read_image_bytes(opened(memfd(b"x" * 1001)), 1000)
+
+
+def test_a_file_that_grew_after_its_size_was_taken(opened: Callable[..., int]) -> None:
+    descriptor = opened(memfd(b"x" * 200_000))
+    assert len(images._read(descriptor, 10, 200_000)) == 200_000
+    with pytest.raises(TooLarge, match="more than 199999 bytes"):
+        images._read(descriptor, 10, 199_999)
+
+
+def test_a_file_that_shrank_after_its_size_was_taken(opened: Callable[..., int]) -> None:
+    assert images._read(opened(memfd(b"x" * 10)), 200_000, 300_000) == b"x" * 10
+    with pytest.raises(BadImage, match="empty file"):
+        images._read(opened(memfd(b"")), 200_000, 300_000)
+
+
+def test_refuses_what_may_block_or_cannot_be_read(
+    tmp_path: Path, opened: Callable[..., int]
+) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"x")
+    os.mkfifo(tmp_path / "fifo")
+    ends = os.pipe()
+    pair = socket.socketpair()
+    with pair[0], pair[1]:
+        for descriptor, message in [
+            (os.open(tmp_path / "fifo", os.O_RDWR), "not a regular file but a pipe"),
+            (ends[0], "not a regular file but a pipe"),
+            (ends[1], "open for writing only"),
+            (os.dup(pair[0].fileno()), "not a regular file but a socket"),
+            (os.open(tmp_path, os.O_RDONLY), "not a regular file but a directory"),
+            (os.open("/dev/zero", os.O_RDONLY), "not a regular file but a device"),
+            (os.open(file, os.O_PATH), "O_PATH"),
+            (os.open(file, os.O_WRONLY), "open for writing only"),
+            (os.open("/proc/self/maps", os.O_RDONLY), "empty file"),
+            (os.eventfd(0), "not a regular file but something else"),
+            (memfd(b""), "empty file"),
+        ]:
+            with pytest.raises(BadImage, match=message):
+                images.read_image_bytes(opened(descriptor), MIB)
+        assert file.read_bytes() == b"x"
+
+
+def test_a_descriptor_that_is_none() -> None:
+    with pytest.raises(BadImage, match="cannot be read: Bad file descriptor"):
+        images.read_image_bytes(10_000, MIB)
+
+
+# --- equal to torchvision ---------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    width=st.integers(1, 300),
+    height=st.integers(1, 300),
+    mode=st.sampled_from(["L", "P", "RGB", "RGBA", "CMYK", "YCbCr"]),
+    resize=st.integers(1, 80),
+    crop=st.integers(1, 100),
+    crops=st.sampled_from(["center", "five", "ten"]),
+    interpolation=st.sampled_from(["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]),
+)
+def test_preprocess_equals_torchvision(width: int, height: int, mode: str, **keys: Any) -> None:
+    if keys["crops"] != "center":
+        keys["crop"] = min(keys["crop"], keys["resize"])  # torchvision refuses larger ones
+    recipe = Preprocess(**keys)
+    image = picture(width, height, mode)
+    data = encoded(image, "TIFF" if mode in ("CMYK", "YCbCr") else "PNG")
+    assert torch.equal(images.decode(data, recipe), by_torchvision(image, recipe))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_is_converted_as_pillow_does(mode: str) -> None:
+    image = picture(40, 30, mode)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        converted = images._to_rgb(image)
+    assert converted.mode == "RGB"
+    assert converted.tobytes() == image.convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [
+        ("JPEG", {"quality": 90}),
+        ("JPEG", {"quality": 90, "progressive": True}),
+        ("PNG", {}),
+        ("WEBP", {"lossless": True}),
+        ("WEBP", {"quality": 80}),
+        ("GIF", {}),
+        ("BMP", {}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("MPO", {"quality": 90, "save_all": True, "append_images": [picture(8, 8)]}),
+    ],
+)
+def test_every_format_that_is_allowed(format: str, options: dict[str, Any]) -> None:
+    data = encoded(picture(500, 375), format, **options)
+    with Image.open(io.BytesIO(data)) as image:
+        expected = by_torchvision(image, PLAIN)
+    tensor = images.decode(data, PLAIN)
+    assert torch.equal(tensor, expected)
+    assert (tensor.shape, tensor.dtype) == ((1, 3, 224, 224), torch.float32)
+    assert tensor.is_contiguous()
+
+
+@pytest.mark.parametrize("format", ["PPM", "ICO", "EPS", "PCX", "TGA", "SGI", "JPEG2000", "ICNS"])
+def test_every_other_format_is_refused(format: str) -> None:
+    data = encoded(picture(64, 64), format)
+    with pytest.raises(BadImage, match="not a JPEG, PNG, WebP, GIF, BMP or TIFF image"):
+        images.decode(data, PLAIN)
+
+
+def test_psd_and_text_are_refused_and_no_plugin_is_imported_for_them() -> None:
+    known = set(Image.ID)
+    for data in (b"8BPS\x00\x01" + bytes(40), b"hello, I am img.jpg\n", b"%PDF-1.7", b"\0" * 64):
+        with pytest.raises(BadImage, match="not a JPEG"):
+            images.decode(data, PLAIN)
+    assert set(Image.ID) <= known | {"PPM"}
+
+
+# --- sizes, crops -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "keys", "expected"),
+    [
+        ((500, 375), {}, (341, 256)),
+        ((375, 500), {}, (256, 341)),
+        ((100, 50), {}, (512, 256)),
+        ((100, 50), {"enlarge": False}, (100, 50)),
+        ((1000, 200), {"enlarge": False}, (1000, 200)),
+        ((1000, 500), {"enlarge": False}, (512, 256)),
+        ((1000, 500), {"resize": None}, (1000, 500)),
+        ((4000, 3000), {"edge": "long", "resize": 1024}, (1024, 768)),
+        ((3000, 4000), {"edge": "long", "resize": 1024}, (768, 1024)),
+        ((3, 4000), {"edge": "long", "resize": 100}, (1, 100)),
+        ((700, 500), {"edge": "long", "resize": 1024}, (1024, 731)),
+        ((700, 500), {"edge": "long", "resize": 1024, "enlarge": False}, (700, 500)),
+    ],
+)
+def test_resized(size: tuple[int, int], keys: dict[str, Any], expected: tuple[int, int]) -> None:
+    assert images.resized(*size, Preprocess(**keys)) == expected
+
+
+def pixels(tensor: torch.Tensor) -> np.ndarray:
+    """Undo the scaling of a recipe whose mean is 0 and std 1: uint8 [crops, h, w, 3]."""
+    return (tensor * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def plainly(**keys: Any) -> Preprocess:
+    return Preprocess(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), **keys)
+
+
+def test_grid_crops_touch_the_edges_and_come_row_by_row() -> None:
+    image = picture(101, 60)
+    recipe = plainly(resize=None, crop=20, crops="grid", grid=(2, 4))
+    crops = pixels(images.preprocess(image, recipe))
+    array = np.asarray(image)
+    assert len(crops) == recipe.crop_count == 8
+    corners = [(y, x) for y in (0, 40) for x in (0, 27, 54, 81)]
+    for crop, (y, x) in zip(crops, corners, strict=True):
+        assert np.array_equal(crop, array[y : y + 20, x : x + 20])
+
+
+def test_a_grid_of_one_is_the_middle() -> None:
+    recipe = plainly(resize=None, crop=20, crops="grid", grid=(1, 1))
+    image = picture(61, 40)
+    assert np.array_equal(
+        pixels(images.preprocess(image, recipe))[0], np.asarray(image)[10:30, 20:40]
+    )
+
+
+@pytest.mark.parametrize("size", [(30, 300), (300, 30), (30, 30), (3, 5), (1, 1)])
+def test_a_grid_over_a_smaller_picture_is_mirrored(size: tuple[int, int]) -> None:
+    image = picture(*size)
+    recipe = plainly(resize=None, crop=64, crops="grid", grid=(3, 3))
+    crops = pixels(images.preprocess(image, recipe))
+    assert crops.shape == (9, 64, 64, 3)
+    if size == (30, 30):
+        mirrored = np.pad(np.asarray(image), ((17, 17), (17, 17), (0, 0)), mode="symmetric")
+        assert all(np.array_equal(crop, mirrored) for crop in crops)
+
+
+@pytest.mark.parametrize("crops", ["five", "ten"])
+def test_five_and_ten_crops_of_a_smaller_picture_are_padded_as_center_is(crops: str) -> None:
+    image = picture(30, 20)
+    keys: dict[str, Any] = {"resize": None, "crop": 64}
+    padded = pixels(images.preprocess(image, plainly(**keys)))[0]
+    every = pixels(images.preprocess(image, plainly(**keys, crops=crops)))
+    assert len(every) == (5 if crops == "five" else 10)
+    assert all(np.array_equal(one, padded) for one in every[:5])
+    assert all(np.array_equal(one, padded[:, ::-1]) for one in every[5:])
+
+
+# --- what pictures are like -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_is_ignored_or_applied_as_the_bundle_says(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(picture(400, 300), "JPEG", exif=exif)
+    with Image.open(io.BytesIO(data)) as image:
+        turned = ImageOps.exif_transpose(image)
+        assert torch.equal(images.decode(data, PLAIN), by_torchvision(image, PLAIN))
+    upright = images.decode(data, Preprocess(exif="apply"))
+    assert torch.equal(upright, by_torchvision(turned, PLAIN))
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_draft_leaves_at_least_twice_the_size(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(picture(1600, 800), "JPEG", exif=exif)
+    recipe = Preprocess(resize=200, edge="long", draft=True, exif="apply")
+    image = images.load_image(data, recipe)
+    assert sorted(image.size) == [200, 400]
+    exact = images.decode(data, Preprocess(resize=200, edge="long", exif="apply"))
+    assert (images.decode(data, recipe) - exact).abs().mean() < 0.02
+    # 401 would not do with half of 801
+    near = Preprocess(resize=401, edge="long", draft=True)
+    assert images.load_image(encoded(picture(801, 400), "JPEG"), near).size == (801, 400)
+
+
+def test_draft_of_other_kinds() -> None:
+    recipe = Preprocess(resize=100, draft=True)
+    for mode in ("CMYK", "L"):
+        data = encoded(picture(1600, 1600, mode), "JPEG")
+        with Image.open(io.BytesIO(data)) as image:
+            exact = by_torchvision(image, Preprocess(resize=100))
+        assert images.load_image(data, recipe).size == (200, 200)
+        assert (images.decode(data, recipe) - exact).abs().mean() < 0.02
+    phone = encoded(picture(1600, 1600), "MPO", save_all=True, append_images=[picture(8, 8)])
+    assert images.load_image(phone, recipe).size == (200, 200)
+    assert images.load_image(encoded(picture(800, 800), "PNG"), recipe).size == (800, 800)
+    whole = Preprocess(resize=None, draft=True)
+    assert images.load_image(encoded(picture(800, 800), "JPEG"), whole).size == (800, 800)
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_only_the_first_frame_counts(format: str) -> None:
+    first, other = picture(64, 64, seed=1), picture(64, 64, seed=2)
+    options: dict[str, Any] = {"lossless": True} if format == "WEBP" else {}
+    data = encoded(first, format, save_all=True, append_images=[other] * 3, **options)
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.n_frames > 1  # type: ignore[attr-defined]
+        expected = by_torchvision(image, PLAIN)
+    assert torch.equal(images.decode(data, PLAIN), expected)
+
+
+def test_cmyk_jpeg() -> None:
+    data = encoded(picture(100, 80, "CMYK"), "JPEG")
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.mode == "CMYK"
+        assert torch.equal(images.decode(data, PLAIN), by_torchvision(image, PLAIN))
+
+
+def test_a_palette_with_transparency_makes_no_noise(recwarn: pytest.WarningsRecorder) -> None:
+    data = encoded(picture(64, 64, "P"), "PNG", transparency=bytes(range(256)))
+    with Image.open(io.BytesIO(data)) as image:
+        expected = np.asarray(image.convert("RGBA").convert("RGB"))
+    recwarn.clear()
+    assert np.array_equal(np.asarray(images.load_image(data, PLAIN)), expected)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(("mode", "format"), [("I;16", "PNG"), ("I;16", "TIFF"), ("I;16B", "TIFF")])
+def test_sixteen_bits_of_grey_are_scaled(mode: str, format: str) -> None:
+    data = encoded(picture(64, 48, mode), format)
+    expected = picture(64, 48, "L").convert("RGB")
+    assert images.load_image(data, PLAIN).tobytes() == expected.tobytes()
+
+
+def test_sixteen_bits_of_grey_are_rounded() -> None:
+    levels = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    grey = np.asarray(images._to_rgb(Image.frombytes("I;16", (256, 256), levels.tobytes())))[..., 0]
+    assert np.array_equal(grey, np.round(levels / 257))
+    wide = Image.fromarray(levels.astype(np.int32))
+    assert wide.mode == "I"
+    assert np.array_equal(np.asarray(images._to_rgb(wide))[..., 0], grey)
+
+
+def test_levels_without_a_scale_are_refused() -> None:
+    data = encoded(Image.fromarray(np.full((8, 8), 70000, np.int32)), "TIFF")
+    with pytest.raises(BadImage, match="32-bit grey levels have no agreed scale"):
+        images.decode(data, PLAIN)
+    data = encoded(Image.fromarray(np.zeros((8, 8), np.float32)), "TIFF")
+    with pytest.raises(BadImage, match="floating-point pixels have no agreed scale"):
+        images.decode(data, PLAIN)
+
+
+def test_the_name_of_a_file_says_nothing() -> None:
+    # Only bytes come here: a PNG that is called .jpg is a PNG.
+    assert images.decode(encoded(picture(9, 9), "PNG"), PLAIN).shape == (1, 3, 224, 224)
+
+
+# --- damage and malice ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_truncated_files_are_bad_images(format: str) -> None:
+    data = encoded(picture(200, 150), format)
+    for share in (0.3, 0.6, 0.9):
+        with pytest.raises(BadImage) as caught:
+            images.decode(data[: int(len(data) * share)], PLAIN)
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 160
+
+
+@pytest.mark.parametrize("data", [png(60000, 60000), bmp(60000, 60000)])
+def test_a_header_that_claims_too_much_is_refused_before_decoding(data: bytes) -> None:
+    with pytest.raises(TooLarge) as caught:
+        images.decode(data, PLAIN)
+    assert "3600000000" in str(caught.value)
+    assert "178956970" in str(caught.value)
+
+
+def test_the_limit_of_pixels_is_exact() -> None:
+    data = encoded(picture(30, 20), "PNG")
+    images.decode(data, Preprocess(resize=None, crop=8), 600)
+    with pytest.raises(TooLarge, match="30x20 = 600 pixels, where 599 is the limit"):
+        images.decode(data, Preprocess(resize=None, crop=8), 599)
+    bomb = png(20000, 8000, data=zlib.compress(bytes(1000)))
+    with pytest.raises(TooLarge, match=r"160000000.*100000000"):
+        images.decode(bomb, PLAIN, 100_000_000)
+
+
+@pytest.mark.parametrize("size", [(1, 100_000), (100_000, 1)])
+def test_a_thin_picture_may_not_grow_beyond_the_limit(size: tuple[int, int]) -> None:
+    data = encoded(Image.new("RGB", size), "PNG")
+    with pytest.raises(TooLarge, match=r"resized to .*6553600000 pixels, where 178956970"):
+        images.decode(data, PLAIN)
+    assert images.decode(data, Preprocess(edge="long")).shape == (1, 3, 224, 224)
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xd8\xff", b"GIF89a", b"BM", b"II*\0", png(0, 0)])
+def test_beginnings_are_bad_images(data: bytes) -> None:
+    with pytest.raises(BadImage):
+        images.decode(data, PLAIN)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), Image.DecompressionBombError("Image size (9)")])
+def test_some_errors_mean_too_large(error: Exception) -> None:
+    with pytest.raises(TooLarge), images._decoding(100):
+        raise error
+
+
+def test_errors_without_a_text_and_with_a_long_one() -> None:
+    with pytest.raises(BadImage, match="cannot be decoded: KeyError"), images._decoding(100):
+        raise KeyError
+    with pytest.raises(BadImage) as caught, images._decoding(100):
+        raise ValueError("\x1b[31m" + "x" * 1000 + "\n")
+    assert str(caught.value) == "cannot be decoded: [31m" + "x" * 116
+    with pytest.raises(KeyboardInterrupt), images._decoding(100):
+        raise KeyboardInterrupt
+
+
+def test_a_damaged_tiff_writes_nothing_to_the_log(capfd: pytest.CaptureFixture[str]) -> None:
+    data = bytearray(encoded(picture(40, 30), "TIFF", compression="tiff_lzw"))
+    data[8:40] = b"\xff" * 32
+    with pytest.raises(BadImage):
+        images.decode(bytes(data), PLAIN)
+    levels = bytearray(encoded(picture(40, 30), "TIFF"))
+    tag = levels.index(struct.pack("<HHI", 277, 3, 1)) + 8  # samples per pixel
+    levels[tag : tag + 2] = b"\xff\x00"
+    with pytest.raises(BadImage):
+        images.decode(bytes(levels), PLAIN)
+    os.write(2, b"still there")
+    assert capfd.readouterr() == ("", "still there")
+
+
+SEEDS = [
+    encoded(picture(40, 30), "JPEG"),
+    encoded(picture(40, 30), "JPEG", progressive=True),
+    encoded(picture(40, 30), "PNG"),
+    encoded(picture(40, 30, "P"), "PNG", transparency=bytes(range(256))),
+    encoded(picture(40, 30), "WEBP"),
+    encoded(picture(40, 30), "GIF", save_all=True, append_images=[picture(40, 30, seed=1)]),
+    encoded(picture(40, 30), "BMP"),
+    encoded(picture(40, 30), "TIFF"),
+    encoded(picture(40, 30), "TIFF", compression="tiff_lzw"),
+    encoded(picture(40, 30, "I;16"), "TIFF"),
+    encoded(picture(40, 30), "MPO", save_all=True, append_images=[picture(8, 8)]),
+]
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    seed=st.sampled_from(SEEDS),
+    edits=st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=6)), min_size=1, max_size=6),
+    keep=st.floats(0.2, 1),
+    early=st.booleans(),
+)
+def test_damaged_files_end_in_a_tensor_or_a_named_error(
+    seed: bytes, edits: list[tuple[float, bytes]], keep: float, early: bool
+) -> None:
+    data = bytearray(seed)
+    for where, patch in edits:
+        # Half of them near the beginning, where the headers are.
+        at = int(where * (64 if early else len(data)))
+        data[at : at + len(patch)] = patch
+    recipe = Preprocess(resize=32, crop=24, draft=True, exif="apply")
+    # Anything but these two fails the test, as does a warning or a tensor of another shape.
+    with contextlib.suppress(BadImage, TooLarge):
+        tensor = images.decode(bytes(data[: int(len(data) * keep)]), recipe, 1_000_000)
+        assert tensor.shape == (1, 3, 24, 24)

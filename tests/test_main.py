@@ -1,0 +1,200 @@
+"""__main__.py: what a new user is told who gets the command line wrong. One line, and what to do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import StartDaemon
+from daemonprocess import DaemonProcess
+
+from swiprctl.version import __version__
+
+pytestmark = pytest.mark.timeout(60)
+
+USAGE, UNAVAILABLE, CONFIG = 64, 69, 78  # sysexits(3)
+
+
+def swiprd(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    hidden = ("LISTEN_", "NOTIFY_", "WATCHDOG_", "JOURNAL_")
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "swiprd", *arguments],
+        env={k: v for k, v in os.environ.items() if not k.startswith(hidden)},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+def complaint(status: int, *arguments: str) -> str:
+    """The one line that a command line is refused with."""
+    ended = swiprd(*arguments)
+    assert "Traceback" not in ended.stderr
+    assert ended.returncode == status, ended.stderr
+    assert ended.stdout == ""
+    assert ended.stderr.endswith("\n")
+    (line,) = ended.stderr.splitlines()
+    return line
+
+
+def serve(status: int, *arguments: str) -> str:
+    return complaint(status, "serve", "--config", os.devnull, *arguments)
+
+
+class TestUsage:
+    def test_no_command(self) -> None:
+        line = complaint(USAGE)
+        assert line == ("swiprd: the following arguments are required: COMMAND (see swiprd --help)")
+
+    def test_a_command_that_there_is_not(self) -> None:
+        line = complaint(USAGE, "server")
+        assert line.startswith("swiprd: argument COMMAND: invalid choice: 'server'")
+        assert "serve" in line
+        assert line.endswith("(see swiprd --help)")
+
+    def test_an_option_that_there_is_not(self) -> None:
+        line = serve(USAGE, "--sockets", "s.sock")
+        assert line.startswith("swiprd: unrecognized arguments: --sockets s.sock")
+
+    def test_a_value_that_cannot_be(self) -> None:
+        line = serve(USAGE, "--queue", "many")
+        assert line == (
+            "swiprd serve: argument --queue: expected a whole number, found 'many'"
+            " (see swiprd serve --help)"
+        )
+        assert "expected at least 1, found 0" in serve(USAGE, "--workers=0")
+
+    def test_a_value_that_is_missing(self) -> None:
+        assert "argument --socket: expected one argument" in serve(USAGE, "--socket")
+
+    def test_no_socket(self) -> None:
+        line = serve(USAGE)
+        assert "no socket to serve on" in line
+        assert "--socket PATH" in line
+        assert "systemctl start swiprd.socket" in line
+
+    @pytest.mark.parametrize("arguments", [("--help",), ("serve", "--help")])
+    def test_help_is_an_answer(self, arguments: tuple[str, ...]) -> None:
+        ended = swiprd(*arguments)
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert ended.stdout.startswith("usage: swiprd ")
+
+    def test_version(self) -> None:
+        ended = swiprd("--version")
+        assert (ended.returncode, ended.stdout) == (0, f"swiprd {__version__}\n")
+
+
+class TestConfig:
+    def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
+        path = tmp_path / "nosuch.toml"
+        line = complaint(CONFIG, "serve", "--config", str(path))
+        assert line == f"swiprd: {path}: No such file or directory"
+
+    def test_one_with_a_mistake(self, tmp_path: Path) -> None:
+        path = tmp_path / "swiprd.toml"
+        path.write_text("queue = 'long'\n")
+        line = complaint(CONFIG, "serve", "--config", str(path))
+        assert line == f"swiprd: {path}: queue: expected a whole number, found 'long'"
+
+    def test_one_that_is_not_toml(self, tmp_path: Path) -> None:
+        path = tmp_path / "swiprd.toml"
+        path.write_text("queue: 5\n")
+        line = complaint(CONFIG, "serve", "--config", str(path))
+        assert line.startswith(f"swiprd: {path}: ")
+        assert "line 1" in line
+
+
+class TestSocket:
+    def test_a_path_in_use(self, daemon: DaemonProcess) -> None:
+        line = serve(UNAVAILABLE, "--socket", str(daemon.path))
+        assert line == (
+            f"swiprd: {daemon.path}: another daemon answers there:"
+            " stop it first, or name another path"
+        )
+        assert daemon.status()["state"] == "ready"
+
+    def test_a_path_that_is_too_long(self, tmp_path: Path) -> None:
+        path = tmp_path / ("x" * 120)
+        line = serve(UNAVAILABLE, "--socket", str(path))
+        assert line.startswith(f"swiprd: {path}: cannot listen: ")
+        assert "at most 107 bytes" in line
+
+    def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
+        path = tmp_path / "nosuch" / "s.sock"
+        line = serve(UNAVAILABLE, "--socket", str(path))
+        assert line == (
+            f"swiprd: {path}: cannot listen: there is no folder {path.parent}: make it first"
+        )
+
+    def test_a_file_in_the_way(self, tmp_path: Path) -> None:
+        path = tmp_path / "file"
+        path.write_text("precious")
+        line = serve(UNAVAILABLE, "--socket", str(path))
+        assert line.startswith(f"swiprd: {path}: cannot listen: what lies there is not a socket")
+        assert path.read_text() == "precious"
+
+    def test_a_folder_in_the_way(self, tmp_path: Path) -> None:
+        assert "not a socket" in serve(UNAVAILABLE, "--socket", str(tmp_path))
+
+    def test_a_folder_that_is_anothers(self, tmp_path: Path) -> None:
+        line = serve(UNAVAILABLE, "--socket", "/proc/self/s.sock")
+        assert line.startswith("swiprd: /proc/self/s.sock: cannot listen: ")
+
+    @pytest.mark.parametrize("kind", ["file", "nothing", "tcp"])
+    def test_what_was_passed_is_none(self, tmp_path: Path, kind: str) -> None:
+        openers: dict[str, Callable[[], int]] = {
+            "file": lambda: os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT),
+            "nothing": lambda: -1,
+            "tcp": lambda: socket.create_server(("127.0.0.1", 0)).detach(),
+        }
+        passed = openers[kind]()
+        launch = (
+            "import os, sys; fd = int(sys.argv[1]);"
+            "os.closerange(3, fd); os.closerange(fd + 1, 99);"
+            "fd >= 0 and os.dup2(fd, 3) or fd >= 0 and os.set_inheritable(3, True);"
+            "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()));"
+            "os.execv(sys.executable, [sys.executable, '-P', '-m', 'swiprd', 'serve',"
+            " '--config', os.devnull])"
+        )
+        try:
+            ended = subprocess.run(
+                [sys.executable, "-c", launch, str(passed)],
+                pass_fds=[passed] if passed >= 0 else [],
+                capture_output=True,
+                text=True,
+                timeout=30,
+            )
+        finally:
+            if passed >= 0:
+                os.close(passed)
+        assert ended.returncode == UNAVAILABLE, ended.stderr
+        (line,) = ended.stderr.splitlines()
+        assert line.startswith("swiprd: descriptor 3 is not a ")
+
+
+class TestServing:
+    def test_a_model_that_is_not_there_is_said_and_waited_for(
+        self, start_daemon: StartDaemon, tmp_path: Path
+    ) -> None:
+        daemon = start_daemon(model=tmp_path / "nosuch")
+        told = daemon.wait_told("STATUS=the model cannot be loaded")
+        assert f"{tmp_path}/nosuch" in told
+        log = daemon.log.read_text()
+        assert f"{tmp_path}/nosuch" in log
+        assert "Traceback" not in log
+        daemon.process.send_signal(signal.SIGINT)
+        assert daemon.process.wait(30) == 0
+        assert "Traceback" not in daemon.log.read_text()
+
+    def test_a_relative_path(self, tmp_path: Path) -> None:
+        line = swiprd("serve", "--config", os.devnull, "--socket", "no/s.sock", cwd=tmp_path)
+        assert line.stderr == (
+            "swiprd: no/s.sock: cannot listen: there is no folder no: make it first\n"
+        )

@@ -1,0 +1,109 @@
+"""Rows and JSON lines: what is printed reads back as what was meant."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swiprctl.client import Prediction
+from swiprctl.rows import distinct, header, json_line, number, row
+
+pytestmark = pytest.mark.timeout(30)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.66, "0.66"),
+        (1.0, "1"),
+        (0.0, "0"),
+        (-0.0, "0"),
+        (1e-9, "0.000000001"),
+        (0.000123456789, "0.000123457"),
+        (0.9999996, "1"),
+        (0.99999949, "0.999999"),
+        (0.1 + 0.2, "0.3"),
+        (1 / 3, "0.333333"),
+        (123456.0, "123456"),
+        (1234567.0, "1234570"),
+        (12.5, "12.5"),
+        (-2.302585, "-2.30259"),  # log_softmax
+        (-1e-7, "-0.0000001"),
+        (1e20, "1" + "0" * 20),
+        (5e-324, "0." + "0" * 323 + "494066"),
+        (float("nan"), "nan"),
+        (float("inf"), "inf"),
+        (float("-inf"), "-inf"),
+    ],
+)
+def test_numbers(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_any_number_reads_back_without_an_exponent(value: float) -> None:
+    text = number(value)
+    assert set(text) <= set("-0123456789.")
+    if abs(value) > 1.7976e308:  # rounding up may leave the range of a double
+        return
+    assert math.isclose(float(text), value, rel_tol=1e-5, abs_tol=5e-324)
+    digits = text.removeprefix("-").replace(".", "").lstrip("0")
+    assert len(digits.rstrip("0")) <= 6
+    if "." in text:
+        assert text[-1] not in "0."
+
+
+# What a path may be: any bytes but NUL.
+paths = st.binary(min_size=1, max_size=30).map(lambda b: b.replace(b"\0", b"x"))
+
+
+@given(paths, st.lists(st.floats(0, 1), min_size=1, max_size=4))
+def test_any_path_reads_back(path: bytes, probabilities: list[float]) -> None:
+    data = row(probabilities, os.fsdecode(path))
+    text = io.StringIO(data.decode("utf-8", "surrogateescape"), newline="")
+    ((found, *numbers),) = csv.reader(text)
+    assert os.fsencode(found) == path
+    assert [float(n) for n in numbers] == pytest.approx(probabilities, rel=1e-5)
+
+
+def test_only_what_needs_quotes_has_them() -> None:
+    assert row([0.66, 0.34]) == b"0.66,0.34\n"
+    assert row([0.66, 0.34], "img.jpg") == b"img.jpg,0.66,0.34\n"
+    assert row([1.0], "a b;c.jpg") == b"a b;c.jpg,1\n"
+    assert row([1.0], "a,b") == b'"a,b",1\n'
+    assert row([1.0], 'a"b') == b'"a""b",1\n'
+    assert row([1.0], "a\nb") == b'"a\nb",1\n'
+    assert row([1.0], "a\rb") == b'"a\rb",1\n'
+    assert row([1.0], os.fsdecode(b"\xff.jpg")) == b"\xff.jpg,1\n"
+
+
+def test_the_header_is_quoted_too() -> None:
+    assert header(["sharp", "blurred"], path=False) == b"sharp,blurred\n"
+    assert header(["a, b", 'c"'], path=True) == b'path,"a, b","c"""\n'
+    assert header(["Wüste"], path=False) == "Wüste\n".encode()
+
+
+def test_a_json_line() -> None:
+    prediction = Prediction((2 / 3, 1e-9), "focus@1", 0.5, 0.25, float("inf"))
+    line = json_line(prediction, ["sharp", "blurred"], os.fsdecode(b"\xff\n.jpg"))
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    told = json.loads(line)
+    assert os.fsencode(told["path"]) == b"\xff\n.jpg"
+    assert told["probabilities"] == {"sharp": 0.666667, "blurred": 1e-9}
+    assert told["model"] == "focus@1"
+    assert told["seconds"] == {"queued": 0.5, "decode": 0.25, "infer": None}
+
+
+def test_labels_that_occur_twice_are_told_apart() -> None:
+    assert distinct(["crane", "heron", "crane"]) == ["crane (0)", "heron", "crane (2)"]
+    prediction = Prediction((0.5, 0.25, 0.25), "imagenet@1")
+    told = json.loads(json_line(prediction, ["crane", "heron", "crane"], "x"))
+    assert told["probabilities"] == {"crane (0)": 0.5, "heron": 0.25, "crane (2)": 0.25}
