@@ -11,6 +11,8 @@ from swiprctl.errors import NoDaemon
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import _socket
+
     from swiprctl.address import Address
     from swiprctl.autostart import Child
 
@@ -57,12 +59,13 @@ class Dialer:
             if self._child is not None:
                 raise self._last_words() from error
             if self._autostart and start:
-                return self._start()
-            if self.answered and self._patient(now):
-                self.not_before = now + _PAUSE
-                return None
-            raise self.address.no_daemon(str(error)) from error
-        self._away_since = None
+                sock = self._start()
+            elif self.answered and self._patient(now):
+                sock = None
+            else:
+                raise self.address.no_daemon(str(error)) from error
+        else:
+            self._away_since = None
         if sock is None:
             self.not_before = now + _PAUSE
             return None
@@ -76,20 +79,22 @@ class Dialer:
             self._child = None
 
     def reap(self) -> None:
-        """Leave no zombie of a daemon that was started here and has left since."""
+        """Leave no zombie of a daemon that was started here and has left since.
+
+        It is a child of this process, and not of init, so that it can be said how it ended.
+        """
         self._proven = [child for child in self._proven if not child.gone()]
 
-    def _start(self) -> Connection | None:
+    def _start(self) -> _socket.socket | None:
         from swiprctl import autostart
 
         self._child = autostart.start(self.address)
         try:
-            sock = self.address.connect()
+            return self.address.connect()
         except NotListening as error:
             if self._child is not None:
                 raise self._last_words() from error
             raise self.address.no_daemon(str(error)) from error
-        return None if sock is None else Connection(sock)
 
     def _last_words(self) -> NoDaemon:
         """Say why the daemon that was started here has gone without one answer."""

@@ -81,6 +81,8 @@ class Exchange:
         before = len(self._jobs)
         now = monotonic()
         self._send_waiting(now)
+        if self._connection is not None and self._connection.broken:
+            self._converse(select.POLLIN)  # what it said before is all that will come
         if len(self._jobs) < before:
             wait = False  # one has ended already
         poll = select.poll()

@@ -31,6 +31,7 @@ class Worker:
     Attributes:
         number: unique in this daemon's life.
         jobs: what it has and has not answered, by id.
+        born, heard: loop times of the order to fork it, and of its last answer.
         probing: it runs the canary, not a job.
         condemned: why this daemon killed it; empty if it did not.
         status: as of waitpid(2), None where it is not known.
@@ -52,7 +53,7 @@ class Worker:
         self.state = State.SPAWNING
         self.pid = 0
         self.jobs: dict[int, Job] = {}
-        self.born = asyncio.get_running_loop().time()
+        self.born = self.heard = asyncio.get_running_loop().time()
         self.answered = 0
         self.probing = False
         self.condemned = ""
@@ -121,6 +122,7 @@ class Worker:
         if not self.jobs:
             self.state = after(self.state, Event.ANSWERED)
         self.answered += 1
+        self.heard = asyncio.get_running_loop().time()
         self._on_reply(self, job, reply)
 
     def _closed(self, _error: Exception | None) -> None:

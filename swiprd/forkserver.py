@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from swiprctl.errors import BadRequest
 from swiprctl.protocol import Decoder, Frame, encode
 from swiprd.kernel import die_with_parent
+from swiprd.log import log, set_up
 
 if TYPE_CHECKING:
     from swiprd.model import LoadedModel
@@ -130,7 +131,7 @@ class Forkserver:
             status = 0
         except BaseException:
             # Last line of defence: nothing of the parent's loop may run on in a child.
-            sys.excepthook(*sys.exc_info())
+            log.critical("a worker failed", exc_info=True)
         finally:
             os._exit(status)
 
@@ -173,6 +174,7 @@ def main() -> None:
     """Run for the front whose pid and control socket's descriptor the command line names."""
     parent, descriptor = (int(argument) for argument in sys.argv[1:])
     die_with_parent(parent)
+    set_up()
     # A terminal's ^C and systemd's SIGTERM reach the whole group; only the front decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -131,7 +131,7 @@ def load_image(data: bytes, recipe: Preprocess, max_pixels: int = MAX_PIXELS) ->
             needed = resized(width, height, recipe)
             if upright and image.getexif().get(0x0112, 1) >= 5:  # Orientation: lies on its side
                 needed = resized(height, width, recipe)[::-1]
-            image.draft("RGB", tuple(math.ceil(_DRAFT * edge) for edge in needed))
+            image.draft("RGB", (math.ceil(_DRAFT * needed[0]), math.ceil(_DRAFT * needed[1])))
         with _stderr_closed() if image.format == "TIFF" else nullcontext():
             image.load()
         if upright:

@@ -108,6 +108,7 @@ class Pool:
         self._loaded = False
         self._fork_backoff = Backoff()
         self._load_backoff = Backoff(first=0.5)
+        self._hold_until = 0.0
         self._timers: set[asyncio.TimerHandle] = set()
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._running: dict[int, Worker] = {}
@@ -205,6 +206,7 @@ class Pool:
         worker.jobs.pop(job.id, None)
         if worker.state is not State.GONE:
             self._discard(worker, "deadline")
+            self._fill()
         self.dispatch()
 
     def fork_for_trial(
@@ -235,9 +237,11 @@ class Pool:
         Raises:
             LoadingFailed: no worker is alive, or its answer is wrong or late; it has been killed.
         """
-        worker = self._idle()
-        if worker is None or self.canary is None:
+        idle = [w for w in self.workers.values() if w.state is State.IDLE]
+        if not idle:
             raise LoadingFailed("no worker is ready")
+        # The one not heard of for longest: so the standby, too, has its turn.
+        worker = min(idle, key=lambda w: w.heard)
         begun = self._loop.time()
         outcome: asyncio.Future[None] = self._loop.create_future()
         self._probe(worker, outcome, timeout)
@@ -267,6 +271,8 @@ class Pool:
             case "forked" if worker is not None and descriptor is not None:
                 worker.forked(event["pid"], descriptor)
             case "forked" if worker is not None:
+                worker.condemned = f"it could not be forked: {event['reason']}"
+                self._false_start(worker.condemned)
                 worker.exited(None)
             case "exited" if worker is not None:
                 worker.exited(event["status"])
@@ -297,6 +303,8 @@ class Pool:
         """Have as many workers as there should be, of the right shape."""
         if self.closing or not self._loaded or self._forkserver is None:
             return
+        if self._loop.time() < self._hold_until:
+            return  # `_false_start` has set a timer
         alive = [w for w in self.workers.values() if w.state is not State.GONE]
         right = [w for w in alive if w.threads == self.shape.threads]
         # The first worker comes alone: with it the model is ready, and others would only slow it.
@@ -360,7 +368,14 @@ class Pool:
     def _probe(self, worker: Worker, outcome: asyncio.Future[None] | None, timeout: float) -> None:
         """Have a worker run the canary. Without an outcome it is the worker's first."""
         assert self.canary is not None
-        image = sealed_memfd(self.canary.image)
+        try:
+            image = sealed_memfd(self.canary.image)
+        except OSError as error:
+            self._discard(worker, f"no canary could be made for it: {error.strerror}")
+            self._false_start(f"no canary could be made: {error.strerror}")
+            if outcome is not None:
+                outcome.set_exception(LoadingFailed(f"no canary could be made: {error.strerror}"))
+            return
         now = self._loop.time()
 
         def done(_job: Job, result: dict[str, object] | SwiprError) -> None:
@@ -427,6 +442,7 @@ class Pool:
             self._end_probe(job, LoadingFailed(f"the model answers wrongly: {error}"))
             self._false_start(str(error))
             return
+        self._hold_until = 0.0
         self._fork_backoff.succeeded()
         self._load_backoff.succeeded()
         self._end_probe(job, reply.fields)
@@ -443,7 +459,6 @@ class Pool:
         worker.kill(why)
         for job in jobs:
             self._run_again(job)
-        self._fill()
 
     def _worker_gone(self, worker: Worker) -> None:
         """A worker is dead and its exit status known, or not to be known."""
@@ -486,7 +501,9 @@ class Pool:
         self._owner.again(job)
 
     def _false_start(self, why: str) -> None:
+        """A worker did not get as far as its first answer: wait before the next, or give up."""
         wait = self._fork_backoff.failed()
+        self._hold_until = self._loop.time() + wait
         if self._fork_backoff.failures >= MAX_FALSE_STARTS and not any(
             w.state in (State.IDLE, State.BUSY) for w in self.workers.values()
         ):

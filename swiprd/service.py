@@ -308,7 +308,6 @@ class Service:
             except LoadingFailed as error:
                 self.reload_error = str(error)
                 raise
-            self.reload_error = ""
             self._install(pool, bundle)
             return {"model": pool.described["model"]}
 
@@ -316,11 +315,10 @@ class Service:
 
     async def _bring_up(self) -> None:
         try:
-            pool, bundle = await self._load()
+            async with self._reloading:
+                self._install(*await self._load())
         except LoadingFailed as error:
             await self._keep_trying(error)
-            return
-        self._install(pool, bundle)
 
     async def _keep_trying(self, error: LoadingFailed) -> None:
         """Say why there is no model, and try again when its files change, or after a while."""
@@ -331,13 +329,15 @@ class Service:
             until = self._loop.time() + _RETRY
             while self._loop.time() < until and _signature(self._settings.model) == seen:
                 await asyncio.sleep(_LOOK)  # inotify has no binding among our dependencies
-            try:
-                pool, bundle = await self._load()
-            except LoadingFailed as again:
-                error = again
-                continue
-            self._install(pool, bundle)
-            return
+            async with self._reloading:
+                if self._pool is not None:
+                    return  # a reload was quicker
+                try:
+                    self._install(*await self._load())
+                except LoadingFailed as again:
+                    error = again
+                else:
+                    return
 
     async def _load(self) -> tuple[Pool, Bundle]:
         """Start a pool on the model's folder and see it answer.
@@ -380,6 +380,7 @@ class Service:
         old, self._pool, self._bundle = self._pool, pool, bundle
         if old is not None:
             self._spawn(self._retire(old))
+        self.reload_error = ""
         self.last_answer = self.last_active = self._loop.time()
         if self.phase is not Phase.DRAINING:
             self._enter(Phase.READY, f"serving {pool.described['model']}")

@@ -424,5 +424,5 @@ class Queueing(RuleBasedStateMachine):
         assert (self.admission.total, self.admission.by_uid()) == (0, {})
 
 
-class TestQueueing(Queueing.TestCase):  # type: ignore[name-defined,misc]
-    settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+TestQueueing = Queueing.TestCase
+TestQueueing.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)

@@ -82,7 +82,7 @@ class TestSpreads:
         ],
     )
     def test_what_is_told_is_not_tried_otherwise(
-        self, monkeypatch: pytest.MonkeyPatch, told: dict[str, int], expected: Shape
+        self, monkeypatch: pytest.MonkeyPatch, told: dict[str, int | None], expected: Shape
     ) -> None:
         cores(monkeypatch, 8)
         assert calibrate._spreads(NOT_TOLD | told) == [expected]

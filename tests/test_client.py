@@ -336,6 +336,24 @@ def test_a_reset_is_a_broken_connection_too(path: Path, images: list[str]) -> No
         assert sizes(client.predict_many(images)) == list(range(8))
 
 
+def test_a_peer_that_will_not_be_written_to_is_left(path: Path) -> None:
+    def script(connection: Connection) -> None:
+        if connection.number > 0:
+            size(connection)
+        connection.answer(connection.asked(), 1.0)
+        connection.socket.shutdown(socket.SHUT_RD)
+        closed.set()
+        done.wait(20)
+
+    closed, done = threading.Event(), threading.Event()
+    with Peer(path, script) as peer, Client(str(path), timeout=5) as client:
+        client.predict(b"x")
+        closed.wait(20)
+        assert client.predict(b"333").probabilities == (3,)
+        assert peer.connections == 2
+        done.set()
+
+
 def test_a_daemon_that_leaves_answers_what_it_took(path: Path, images: list[str]) -> None:
     def script(connection: Connection) -> None:
         if connection.number > 0:

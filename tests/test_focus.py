@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +17,25 @@ from swiprd.model import LoadedModel, import_torchvision, load_model, probabilit
 from swiprd.models.focus import camera, recipe, scenes
 from swiprd.models.focus.evaluate import (
     TEST,
+    Condition,
     Judged,
     area_under_curve,
     areas,
     balanced_accuracy,
     blurs,
     find_photographs,
-    judge_photograph,
+    judge_view,
+    views,
 )
 
 pytestmark = pytest.mark.timeout(120)
 
-VERSIONS = 1 + len(list(blurs()))  # Of one view: as it is, and blurred in every way.
+# A few of the blurs that the model card scores, the mildest among them.
+BLURS = [
+    (name, kernel)
+    for name, kernel in blurs()
+    if name in ("gaussian 1.5", "gaussian 3", "disk 2", "disk 5", "motion 7", "motion 15")
+]
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +51,15 @@ def loaded(bundle: Bundle) -> Iterator[LoadedModel]:
     torch.set_num_threads(threads)
 
 
-def _photographs() -> dict[str, Path]:
-    """Those test photographs that scikit-image ships."""
-    found = find_photographs(TEST, None)
-    return {name: path for name, path in found.items() if "skimage" in path.parts}
+def _judge(loaded: LoadedModel, condition: Condition) -> list[Judged]:
+    """Judge the whole of those test photographs that scikit-image ships."""
+    judged: list[Judged] = []
+    for name, path in find_photographs(TEST, None).items():
+        if "skimage" in path.parts:
+            with Image.open(path) as image:
+                view = next(views(image, loaded))
+            judged += judge_view(loaded, name, view, condition, BLURS, seed=len(judged))
+    return judged
 
 
 @pytest.mark.timeout(120)
@@ -113,39 +124,32 @@ def test_photographs_are_drawn_from_the_seed_alone() -> None:
 
 
 @pytest.fixture(scope="module")
-def judged(loaded: LoadedModel) -> list[Judged]:
-    """Whole test photographs in poor light, where the yardstick fails; as they are, and blurred."""
-    return [
-        one
-        for path in _photographs().values()
-        for one in islice(judge_photograph(loaded, path, "poor light"), VERSIONS)
-    ]
+def dim(loaded: LoadedModel) -> list[Judged]:
+    """Test photographs with noise, low contrast and JPEG losses, where the yardstick fails."""
+    return _judge(loaded, "poor light")
 
 
 @pytest.mark.timeout(120)
-def test_real_photographs_in_poor_light(judged: list[Judged]) -> None:
-    assert len(judged) >= 5 * VERSIONS
-    model, laplacian = areas(judged)
-    assert model > 0.95
+def test_real_photographs_in_poor_light(dim: list[Judged]) -> None:
+    assert len({one.photograph for one in dim}) >= 5
+    model, laplacian = areas(dim)
+    assert model > 0.93
     assert model > laplacian
-    assert balanced_accuracy(judged) > 0.85
+    assert balanced_accuracy(dim) > 0.85
 
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("blur", ["gaussian", "disk", "motion"])
-def test_ahead_of_the_variance_of_the_laplacian(judged: list[Judged], blur: str) -> None:
-    model, laplacian = areas(judged, blur)
+def test_ahead_of_the_variance_of_the_laplacian(dim: list[Judged], blur: str) -> None:
+    model, laplacian = areas(dim, blur)
     assert model > laplacian
 
 
 @pytest.mark.timeout(120)
 def test_real_photographs_as_they_come(loaded: LoadedModel) -> None:
-    paths = _photographs()
-    some = [paths[name] for name in ("astronaut.png", "coins.png", "rocket.jpg")]
-    clean = [
-        one for path in some for one in islice(judge_photograph(loaded, path, "clean"), VERSIONS)
-    ]
-    assert areas(clean)[0] > 0.97
+    clean = _judge(loaded, "clean")
+    assert areas(clean)[0] > 0.95
+    assert balanced_accuracy(clean) > 0.88
 
 
 @pytest.mark.timeout(120)

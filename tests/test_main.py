@@ -1,4 +1,4 @@
-"""__main__.py: what a new user is told who gets the command line wrong. One line, and what to do."""
+"""__main__.py: what somebody new is told whose command line is wrong: one line, with what helps."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ class TestSocket:
     def test_a_folder_in_the_way(self, tmp_path: Path) -> None:
         assert "not a socket" in serve(UNAVAILABLE, "--socket", str(tmp_path))
 
-    def test_a_folder_that_is_anothers(self, tmp_path: Path) -> None:
+    def test_a_folder_that_nobody_may_write_to(self) -> None:
         line = serve(UNAVAILABLE, "--socket", "/proc/self/s.sock")
         assert line.startswith("swiprd: /proc/self/s.sock: cannot listen: ")
 
@@ -156,9 +156,8 @@ class TestSocket:
         }
         passed = openers[kind]()
         launch = (
-            "import os, sys; fd = int(sys.argv[1]);"
-            "os.closerange(3, fd); os.closerange(fd + 1, 99);"
-            "fd >= 0 and os.dup2(fd, 3) or fd >= 0 and os.set_inheritable(3, True);"
+            "import os, sys; passed = int(sys.argv[1]);"
+            "os.dup2(passed, 3) if passed >= 0 else os.closerange(3, 10);"
             "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()));"
             "os.execv(sys.executable, [sys.executable, '-P', '-m', 'swiprd', 'serve',"
             " '--config', os.devnull])"
