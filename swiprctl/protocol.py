@@ -210,8 +210,8 @@ class Decoder:
             del self._buffer[:size]
             self._begin += size
             yield Frame(fields, attachment)
-        for a, b, _ in self._attachments:
-            if not a <= self._begin < b:  # no frame began in those bytes, or none that is left
+        for a, _, _ in self._attachments:
+            if self._begin < a:
                 raise BadRequest("a descriptor came in the middle of a frame")
 
     def abandon(self) -> list[int]:

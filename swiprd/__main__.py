@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from swiprctl.version import __version__
 from swiprd import ownsocket
-from swiprd.config import ConfigError, add_options, load_settings
+from swiprd.config import ConfigError, Settings, add_options, load_settings
 from swiprd.daemon import Daemon
 from swiprd.log import set_up
 from swiprd.systemd import Manager, listen_sockets
@@ -62,10 +62,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    settings = load_settings(options)
     try:
         listeners = listen_sockets()
         own = options.private
+        managed = bool(listeners) and not own
+        if not managed:
+            load_settings(options)  # before the socket is made
         if not listeners and options.socket is not None:
             listeners, own = [ownsocket.bind(options.socket)], True
     except (ValueError, ownsocket.InUse) as error:
@@ -82,8 +84,36 @@ def _serve(options: argparse.Namespace) -> int:
         )
         return _EX_USAGE
     os.umask(0o077)
-    asyncio.run(Daemon(settings, listeners, Manager(), own=own).run())
-    return 0
+    manager = Manager()
+    while True:
+        settings, fault = _settings(options, managed)
+        daemon = Daemon(
+            settings,
+            listeners,
+            manager,
+            own=own,
+            fault=fault,
+            find_fault=lambda: _settings(options, managed)[1],
+        )
+        if not asyncio.run(daemon.run()):
+            return 0
+
+
+def _settings(options: argparse.Namespace, managed: bool) -> tuple[Settings, str]:
+    """The settings, and what is wrong with them.
+
+    Under a service manager that is told to clients and waits for a repair; an exit would be
+    counted, and too many of them take the socket away for good.
+
+    Raises:
+        ConfigError: they cannot be used, and no service manager is there.
+    """
+    try:
+        return load_settings(options, managed=managed), ""
+    except ConfigError as error:
+        if not managed:
+            raise
+        return Settings(), str(error)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ class Admission:
     """The queue. Counts what waits and what runs against one limit."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self._waiting: OrderedDict[int, deque[Job]] = OrderedDict()  # by uid, next turn first
         self._held: dict[int, int] = {}  # by uid, waiting and running
         self._total = 0
@@ -92,7 +92,7 @@ class Admission:
                 self._retry_after(),
             )
         victim = None
-        if self._total >= self._limit:
+        if self._total >= self.limit:
             victim = self._make_room(job.uid)
         self._waiting.setdefault(job.uid, deque()).append(job)
         self._queued += 1
@@ -158,11 +158,11 @@ class Admission:
 
     def _make_room(self, uid: int) -> Job:
         held = self._held.get(uid, 0)
-        share = self._limit // (len(self._held.keys() | {uid}))
+        share = self.limit // (len(self._held.keys() | {uid}))
         greedy = max(self._waiting, key=lambda u: self._held[u], default=uid)
         if held >= share or greedy == uid or self._held.get(greedy, 0) <= held + 1:
             self.refused += 1
-            raise Overloaded(f"the queue of {self._limit} is full", self._retry_after())
+            raise Overloaded(f"the queue of {self.limit} is full", self._retry_after())
         victim = self._waiting[greedy][-1]
         self.withdraw(victim)
         self.refused += 1

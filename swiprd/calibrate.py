@@ -28,7 +28,7 @@ from swiprd.config import Settings
 from swiprd.lifecycle import State
 from swiprd.log import log
 from swiprd.memfd import sealed_memfd
-from swiprd.pool import Pool, Shape
+from swiprd.supervisor import Shape, Supervisor
 
 _LEAST_SECONDS = 0.8  # a measurement takes so long at least,
 _LEAST_ANSWERS = 12  # until there were so many answers,
@@ -51,17 +51,17 @@ def choose_shape(settings: Settings, bundle: Bundle) -> Shape:
 
 
 async def calibrate(
-    pool: Pool, bundle: Bundle, settings: Settings, quiet: Callable[[], bool]
+    staff: Supervisor, bundle: Bundle, settings: Settings, quiet: Callable[[], bool]
 ) -> None:
     """Find the fastest shape, have the pool take it, and remember it."""
     told = _told(settings, bundle)
     if None not in told.values() or _remembered(settings, bundle) is not None:
         return
-    while not pool.closing:
+    while not staff.closing:
         while not quiet():
             await asyncio.sleep(_POLL)
         try:
-            best, figures = await _search(pool, told, quiet)
+            best, figures = await _search(staff, told, quiet)
         except Interrupted:
             await asyncio.sleep(_POLL)
             continue
@@ -70,24 +70,24 @@ async def calibrate(
             *(best.workers, best.threads, best.batch, figures[best]),
         )
         _remember(settings, bundle, best, figures)
-        pool.reshape(best)
+        staff.reshape(best)
         return
 
 
 async def _search(
-    pool: Pool, told: dict[str, int | None], quiet: Callable[[], bool]
+    staff: Supervisor, told: dict[str, int | None], quiet: Callable[[], bool]
 ) -> tuple[Shape, dict[Shape, float]]:
     figures: dict[Shape, float] = {}
     best: Shape | None = None
     for shape in _spreads(told):
-        figures[shape] = await _measure(pool, shape, quiet)
+        figures[shape] = await _measure(staff, shape, quiet)
         if best is None or figures[shape] > figures[best] * _MARGIN:
             best = shape
     assert best is not None
     if told["batch"] is None:
         for batch in _BATCHES:
             shape = replace(best, batch=batch)
-            figures[shape] = await _measure(pool, shape, quiet)
+            figures[shape] = await _measure(staff, shape, quiet)
         largest = max(figures, key=lambda s: figures[s])
         if figures[largest] > figures[best] * _MARGIN:
             best = largest
@@ -110,13 +110,13 @@ def _spreads(told: dict[str, int | None]) -> list[Shape]:
     return shapes
 
 
-async def _measure(pool: Pool, shape: Shape, quiet: Callable[[], bool]) -> float:
+async def _measure(staff: Supervisor, shape: Shape, quiet: Callable[[], bool]) -> float:
     """Images per second of a shape.
 
     Raises:
         Interrupted: the host was not left alone meanwhile.
     """
-    trial = _Trial(pool, shape)
+    trial = _Trial(staff, shape)
     try:
         return await trial.run(quiet)
     finally:
@@ -126,11 +126,11 @@ async def _measure(pool: Pool, shape: Shape, quiet: Callable[[], bool]) -> float
 class _Trial:
     """Workers of one shape that answer the canary over and over."""
 
-    def __init__(self, pool: Pool, shape: Shape) -> None:
-        assert pool.canary is not None
+    def __init__(self, staff: Supervisor, shape: Shape) -> None:
+        assert staff.canary is not None
         self._loop = asyncio.get_running_loop()
         self._shape = shape
-        self._image = sealed_memfd(pool.canary.image)
+        self._image = sealed_memfd(staff.canary.image)
         self._ids = count(1)
         self._warm: set[int] = set()
         self._all_warm = self._loop.create_future()
@@ -138,7 +138,7 @@ class _Trial:
         self._going = True
         self._workers: list[Worker] = []
         for _ in range(shape.workers):
-            worker = pool.fork_for_trial(
+            worker = staff.fork_for_trial(
                 shape.threads, on_forked=self._give, on_reply=self._replied
             )
             if worker is not None:

@@ -1,5 +1,6 @@
 """What the daemon was told: defaults, then a TOML file, then the command line. Frozen.
 
+A daemon reads one file, named after its unit: swiprd.toml, or swiprd@NAME.toml for an instance.
 Every default works. Each limit is here, with its reason, and nowhere else.
 """
 
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -16,7 +18,9 @@ from typing import Any, get_args, get_type_hints
 
 from swiprctl.protocol import DEFAULT_TIMEOUT, MAX_TIMEOUT
 
-DEFAULT_FILE = Path("/etc/swipr/swiprd.toml")
+FOLDER = Path("/etc/swipr")
+DEFAULT_FILE = FOLDER / "swiprd.toml"
+MODELS = (FOLDER / "models", Path("/var/lib/swipr/models"))  # an instance's model is in the first
 DEFAULT_MODEL = Path(__file__).parent / "models" / "focus"
 
 
@@ -47,6 +51,11 @@ class Settings:
     cache: Path | None = None  # where calibrations are kept
 
 
+INSTANCE_IDLE = 300.0  # an instance's idle_timeout, where nothing else is said
+LEAST_IDLE = 60.0  # under systemd: it counts starts, and five within 200 s are too many
+
+# What is a file's name, a unit's instance without escapes, and what `swiprctl --model` takes.
+_INSTANCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MOST = 10**12  # a terabyte, thirty thousand years: above it are typing errors and infinity
 
 _RANGES: dict[str, tuple[float, float]] = {
@@ -74,6 +83,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help=f"settings (default: {DEFAULT_FILE}, if any)"
     )
+    parser.add_argument(
+        "--instance",
+        type=_instance,
+        metavar="NAME",
+        help=f"serve the model in {MODELS[0]}/NAME, or else {MODELS[1]}/NAME, with the settings"
+        f" in {FOLDER}/swiprd@NAME.toml, if any",
+    )
     for name, kind in _kinds().items():
         parser.add_argument(
             "--" + name.replace("_", "-"),
@@ -84,24 +100,52 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def load_settings(options: argparse.Namespace) -> Settings:
+def load_settings(options: argparse.Namespace, *, managed: bool = False) -> Settings:
     """Merge the defaults, the file and the command line.
 
+    Args:
+        managed: a service manager counts the daemon's starts: it may not leave at once when idle.
+
     Raises:
-        ConfigError: the file or a value is not usable.
+        ConfigError: the file or a value is not usable, or there is no model for the instance.
     """
     told: dict[str, Any] = {}
+    file = DEFAULT_FILE
+    if options.instance is not None:
+        file = FOLDER / f"swiprd@{options.instance}.toml"
+        told["idle_timeout"] = INSTANCE_IDLE
     caches = os.environ.get("CACHE_DIRECTORY")  # systemd.exec(5): one or more, colons between
     if caches:
         told["cache"] = Path(caches.split(":")[0])
-    told |= _read(options.config or DEFAULT_FILE, may_be_missing=options.config is None)
+    told |= _read(options.config or file, may_be_missing=options.config is None)
     for name in _kinds():
         value = getattr(options, name)
         if value is not None:
             told[name] = value
     if "cache" not in told:
         told["cache"] = _cache_home() / "swipr"
+    if options.instance is not None and "model" not in told:
+        told["model"] = _model_of(options.instance)
+    if managed and 0 < told.get("idle_timeout", 0) < LEAST_IDLE:
+        told["idle_timeout"] = LEAST_IDLE
     return Settings(**told)
+
+
+def _model_of(instance: str) -> Path:
+    folders = [folder / instance for folder in MODELS]
+    for folder in folders:
+        if folder.is_dir():
+            return folder
+    raise ConfigError(f"no model named {instance}: there is no folder {folders[0]} or {folders[1]}")
+
+
+def _instance(text: str) -> str:
+    """Read --instance's value for argparse."""
+    if not _INSTANCE.fullmatch(text):
+        raise argparse.ArgumentTypeError(
+            f"expected up to 64 of A-Z a-z 0-9 . _ -, a letter or digit first, found {text!r}"
+        )
+    return text
 
 
 def _cache_home() -> Path:
@@ -191,7 +235,7 @@ _KIND_NAMES: dict[type, str] = {
 }
 
 _HELP = {
-    "model": "the model's folder (default: the one that is shipped, focus)",
+    "model": "the model's folder (default: the one that is shipped, focus, or the instance's)",
     "device": "cpu, cuda or auto (default): a GPU where there is one",
     "timeout": "a request's deadline, where it names none (default: 10)",
     "queue": "requests waiting and running (default: 128)",
@@ -202,7 +246,8 @@ _HELP = {
     "max_image": "bytes of an image's file (default: 64 MiB)",
     "max_inline": "bytes of all inline images being received at once (default: 256 MiB)",
     "max_pixels": "pixels of an image (default: 178956970)",
-    "idle_timeout": "leave after so long without a request (default: 0, never)",
+    "idle_timeout": "leave after so long without a request (default: 0, never; 300 for an"
+    " instance; under systemd at least 60)",
     "load_timeout": "a model must load and answer within (default: 300)",
     "workers": "processes that work at once (default: calibrated)",
     "threads": "threads of each worker (default: calibrated)",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
+from collections.abc import Callable
 
 from swiprctl.errors import SwiprError
 from swiprd import ownsocket
@@ -17,6 +19,7 @@ from swiprd.systemd import Manager
 _DRAIN = 25.0  # seconds; systemd's TimeoutStopSec= is 30
 _FLUSH = 2.0  # seconds for clients to take their last replies
 _EXTEND = 30.0  # seconds asked for at a time while the model loads, or cannot be loaded
+_LOOK = 2.0  # seconds between looks whether settings that cannot be used have changed
 _BEATS = 4  # signs of life in the time that the watchdog allows
 
 
@@ -25,22 +28,39 @@ class Daemon:
 
     Args:
         own: the listeners are nobody else's: remove their paths when leaving.
+        fault: what is wrong with the settings, which are not used then: all that is answered.
+        find_fault: gives what is wrong with them now.
     """
 
     def __init__(
-        self, settings: Settings, listeners: list[socket.socket], manager: Manager, *, own: bool
+        self,
+        settings: Settings,
+        listeners: list[socket.socket],
+        manager: Manager,
+        *,
+        own: bool,
+        fault: str = "",
+        find_fault: Callable[[], str] = str,
     ) -> None:
         self._settings = settings
         self._listeners = listeners
         self._manager = manager
         self._own = own
+        self._fault = fault
+        self._find_fault = find_fault
         self._stop = asyncio.Event()
         self._was_ready = False
+        self._in_reload = False
+        self._again = False
 
-    async def run(self) -> None:
-        """Serve; return when everything is answered and every process is gone."""
+    async def run(self) -> bool:
+        """Serve; return when everything is answered and every process is gone.
+
+        Returns:
+            Whether to begin again, as the settings that could not be used have changed.
+        """
         loop = asyncio.get_running_loop()
-        service = Service(self._settings, self._phase)
+        service = Service(self._settings, self._phase, self._reloads, fault=self._fault)
         server = Server(self._listeners, service, self._settings)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
@@ -51,6 +71,7 @@ class Daemon:
             asyncio.create_task(self._extend()),
             asyncio.create_task(self._beat(service)),
             asyncio.create_task(self._leave_when_idle(service)),
+            asyncio.create_task(self._await_repair()),
         ]
         await self._stop.wait()
         for chore in chores:
@@ -64,7 +85,9 @@ class Daemon:
         await server.flush(_FLUSH)
         server.close()
         await service.close()
-        log.info("left")
+        if not self._again:
+            log.info("left")
+        return self._again
 
     def _phase(self, phase: Phase, line: str) -> None:
         match phase:
@@ -74,9 +97,9 @@ class Daemon:
                 self._manager.alive()
                 self._was_ready = True
             case Phase.FAILED:
-                log.error("the model cannot be loaded: %s", line)
-                self._manager.status(f"the model cannot be loaded: {line}")
-            case Phase.DRAINING:
+                log.error("%s", line)
+                self._manager.status(line)
+            case Phase.DRAINING if not self._again:
                 log.info("leaving: %s", line)
                 self._manager.stopping(line)
             case Phase.LOADING:
@@ -86,18 +109,34 @@ class Daemon:
         self._reloading = asyncio.get_running_loop().create_task(self._reload_now(service))
 
     async def _reload_now(self, service: Service) -> None:
-        self._manager.reloading()
-        try:
+        with contextlib.suppress(SwiprError):  # logged and in the status by now
             await service.reload()
-        except SwiprError as error:
-            log.error("the old model goes on: the new one cannot be loaded: %s", error)
-            self._manager.ready(f"serving the old model; the new one cannot be loaded: {error}")
+
+    def _reloads(self, begun: bool) -> None:
+        """A model that serves is being replaced, or that is over, one way or the other."""
+        self._in_reload = begun
+        if begun:
+            self._manager.reloading()
+            self._manager.extend(_EXTEND)
+        else:
+            self._manager.reloaded()
 
     async def _extend(self) -> None:
-        """Keep systemd from ending a start that takes long, or one that waits for a repair."""
-        while not self._was_ready:
-            self._manager.extend(_EXTEND)
+        """Keep systemd from ending a start that takes long, or one that waits for a repair, or a
+        reload."""
+        while True:
+            if not self._was_ready or self._in_reload:
+                self._manager.extend(_EXTEND)
             await asyncio.sleep(_EXTEND / 3)
+
+    async def _await_repair(self) -> None:
+        """Where the settings cannot be used: leave, to begin again, when that has changed."""
+        while self._fault:
+            await asyncio.sleep(_LOOK)
+            if self._find_fault() != self._fault:
+                self._again = True
+                self._stop.set()
+                return
 
     async def _beat(self, service: Service) -> None:
         """Tell systemd's watchdog that workers answer; when they do not, let it act."""
@@ -122,6 +161,8 @@ class Daemon:
         if not timeout:
             return
         loop = asyncio.get_running_loop()
+        while not self._own and not self._was_ready:
+            await asyncio.sleep(1.0)  # to systemd that would be a failed start: to be tried again
         while True:
             rest = service.last_active + timeout - loop.time()
             if rest > 0 or service.busy:

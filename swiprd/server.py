@@ -189,7 +189,9 @@ class Server:
                     "only root and the daemon's own user may reload the model:"
                     " try sudo swiprctl reload"
                 )
-            if request.op in ("ping", "reload"):
+            if request.op in ("ping", "reload") or (
+                request.op == "model" and not self._service.settled
+            ):
                 connection.in_flight.add(identity)
                 self._spawn(self._inquire(connection, identity, request.op))
                 return
@@ -241,7 +243,14 @@ class Server:
         service = self._service
         outcome: Outcome
         try:
-            outcome = await (service.ping() if op == "ping" else service.reload())
+            match op:
+                case "ping":
+                    outcome = await service.ping()
+                case "reload":
+                    outcome = await service.reload()
+                case _:
+                    await service.wait_settled()
+                    outcome = service.describe()
         except SwiprError as error:
             outcome = error
         except OSError as error:

@@ -9,10 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from enum import Enum
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 from swiprctl.errors import (
@@ -23,12 +21,13 @@ from swiprctl.errors import (
 )
 from swiprctl.protocol import DEFAULT_TIMEOUT
 from swiprd.admission import Admission, Job
-from swiprd.bundle import Bundle, BundleError, load_bundle
-from swiprd.calibrate import calibrate, choose_shape
-from swiprd.canary import Canary
+from swiprd.bundle import Bundle
+from swiprd.calibrate import calibrate
 from swiprd.config import Settings
+from swiprd.loading import close, load, signature
 from swiprd.log import log
 from swiprd.pool import Pool
+from swiprd.report import describe_model, describe_process, describe_staff, describe_work
 from swiprd.stats import Stats
 
 _RETRY = 60.0  # seconds between tries to load a model that failed though its files did not change
@@ -52,15 +51,26 @@ class Service:
 
     Args:
         on_phase: called when `phase` has changed, with a line for people.
+        on_reload: called when a model that serves begins to be replaced, and when that is over.
+        fault: why no model can be loaded at all; empty where one can be tried.
 
     Attributes:
         last_active: loop time when a job was last submitted or ended.
         last_answer: loop time of the last row that a worker gave.
     """
 
-    def __init__(self, settings: Settings, on_phase: Callable[[Phase, str], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        on_phase: Callable[[Phase, str], None],
+        on_reload: Callable[[bool], None] = lambda _: None,
+        *,
+        fault: str = "",
+    ) -> None:
         self._settings = settings
         self._on_phase = on_phase
+        self._on_reload = on_reload
+        self._fault = fault
         self._loop = asyncio.get_running_loop()
         self._admission = Admission(settings.queue)
         self._ids = count(1)
@@ -69,6 +79,7 @@ class Service:
         self._pools: set[Pool] = set()  # with those that drain after a reload
         self._bundle: Bundle | None = None
         self._jobs: set[Job] = set()
+        self._settled = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -103,7 +114,7 @@ class Service:
         for job in list(self._jobs):
             self._end(job, ShuttingDown("the daemon leaves; its successor will answer", 1.0))
         for pool in list(self._pools):
-            await self._close_pool(pool)
+            await close(pool, self._pools)
 
     # --- jobs
 
@@ -197,104 +208,54 @@ class Service:
         """See `pool.Owner`."""
         pool, self._pool = self._pool, None
         if pool is not None:
-            self._spawn(self._close_pool(pool))
+            self._spawn(close(pool, self._pools))
         self._spawn(self._keep_trying(error))
 
     # --- questions
 
     async def ping(self, timeout: float = DEFAULT_TIMEOUT) -> dict[str, object]:
-        """Run the canary through a live worker, within `timeout` seconds.
+        """Run the canary through a live worker, within `timeout` seconds once there is a model.
 
         Raises:
-            LoadingFailed: there is none, or its answer is wrong.
+            LoadingFailed: there is no worker, or its answer is wrong.
         """
-        if self._pool is None:
-            raise LoadingFailed(self.reason or "the model is being loaded", 1.0)
-        seconds = await self._pool.check(timeout)
+        await self._settled.wait()
+        pool, _ = self._model()
+        seconds = await pool.staff.check(timeout)
         self.last_answer = self._loop.time()
-        return {"seconds": seconds, "model": self._pool.described["model"]}
+        return {"seconds": seconds, "model": pool.staff.described["model"]}
+
+    @property
+    def settled(self) -> bool:
+        """Whether the first model serves, or it is known why not."""
+        return self._settled.is_set()
+
+    async def wait_settled(self) -> None:
+        """Wait until `settled`."""
+        await self._settled.wait()
 
     def describe(self) -> dict[str, object]:
         """What `model` answers.
 
         Raises:
-            LoadingFailed: there is no model yet.
+            LoadingFailed: there is no model.
         """
-        if self._pool is None or self._bundle is None:
-            raise LoadingFailed(self.reason or "the model is being loaded", 1.0)
-        described, bundle = self._pool.described, self._bundle
-        preprocess = bundle.preprocess
-        return {
-            "name": bundle.name,
-            "model": described["model"],
-            "architecture": bundle.architecture,
-            "labels": described["labels"],
-            "activation": bundle.activation,
-            "input": {
-                "resize": preprocess.resize,
-                "edge": preprocess.edge,
-                "crop": preprocess.crop,
-                "crops": preprocess.crop_count,
-                "exact": not preprocess.draft,
-            },
-            "device": described["device"],
-            "folder": str(bundle.folder),
-            "versions": described["versions"],
-        }
+        pool, bundle = self._model()
+        return describe_model(bundle, pool.staff.described)
 
     def status(self) -> dict[str, object]:
-        """What `status` answers; ages and times in seconds."""
+        """What `status` answers, at once."""
         now = self._loop.time()
-        pool = self._pool
-        status: dict[str, object] = {
+        return {
             "state": self.phase.value,
             "reason": self.reason,
             "reload_error": self.reload_error,
-            "uptime": now - self.begun,
-            "pid": os.getpid(),
-            "model": pool.described.get("model", "") if pool else "",
-            "queue": {
-                "waiting": self._admission.waiting,
-                "total": self._admission.total,
-                "limit": self._settings.queue,
-                "oldest": self._admission.oldest(now),
-                "by_uid": {str(uid): n for uid, n in self._admission.by_uid().items()},
-            },
-            "requests": {
-                "outcomes": dict(self.stats.outcomes),
-                "by_uid": {str(uid): n for uid, n in self.stats.by_uid.items()},
-                "refused": self._admission.refused,
-            },
-            "latency": self.stats.latency(),
+            **describe_process(self.begun, now),
+            **describe_work(self._admission, self.stats, now),
+            "model": "",
             "workers": [],
+            **(describe_staff(self._pool.staff, now) if self._pool is not None else {}),
         }
-        if pool is not None:
-            status["forkserver"] = {"pid": pool.pid, "restarts": pool.restarts}
-            shape = pool.shape
-            status["shape"] = {
-                "workers": shape.workers,
-                "threads": shape.threads,
-                "batch": shape.batch,
-            }
-            status["workers"] = [
-                {
-                    "number": w.number,
-                    "pid": w.pid,
-                    "state": w.state.value,
-                    "threads": w.threads,
-                    "age": now - w.born,
-                    "answered": w.answered,
-                }
-                for w in pool.workers.values()
-            ]
-            status["kills"] = {
-                "total": pool.killed,
-                "last": [
-                    {"ago": now - at, "worker": worker, "why": why}
-                    for at, worker, why in list(pool.kills)[-5:]
-                ],
-            }
-        return status
 
     async def reload(self) -> dict[str, object]:
         """Load the folder anew beside the model that serves; swap when it has proved itself.
@@ -303,13 +264,26 @@ class Service:
             LoadingFailed: with the reason; the old model goes on.
         """
         async with self._reloading:
+            replaces = self.phase is Phase.READY
+            if replaces:
+                self._on_reload(True)
             try:
                 pool, bundle = await self._load()
+                self._install(pool, bundle)
+                return {"model": pool.staff.described["model"]}
             except LoadingFailed as error:
-                self.reload_error = str(error)
+                self._reload_failed(error)
                 raise
-            self._install(pool, bundle)
-            return {"model": pool.described["model"]}
+            finally:
+                if replaces:
+                    self._on_reload(False)
+
+    def _reload_failed(self, error: LoadingFailed) -> None:
+        self.reload_error = str(error)
+        log.error("reload failed: %s", error)
+        if self._pool is not None and self.phase is Phase.READY:
+            old = self._pool.staff.described["model"]
+            self._enter(Phase.READY, f"serving {old}, as before: reload failed: {error}")
 
     # --- loading
 
@@ -323,11 +297,11 @@ class Service:
     async def _keep_trying(self, error: LoadingFailed) -> None:
         """Say why there is no model, and try again when its files change, or after a while."""
         while True:
-            self._enter(Phase.FAILED, str(error))
-            self._refuse_waiting(error)
-            seen = _signature(self._settings.model)
+            self._enter(Phase.FAILED, f"the model cannot be loaded: {error}")
+            self._refuse_waiting(LoadingFailed(self.reason, _RETRY))
+            seen = signature(self._settings.model)
             until = self._loop.time() + _RETRY
-            while self._loop.time() < until and _signature(self._settings.model) == seen:
+            while self._loop.time() < until and signature(self._settings.model) == seen:
                 await asyncio.sleep(_LOOK)  # inotify has no binding among our dependencies
             async with self._reloading:
                 if self._pool is not None:
@@ -340,41 +314,14 @@ class Service:
                     return
 
     async def _load(self) -> tuple[Pool, Bundle]:
-        """Start a pool on the model's folder and see it answer.
+        if self._fault:
+            raise LoadingFailed(self._fault)
+        return await load(self._settings, self, self._ids, self._pools)
 
-        Raises:
-            LoadingFailed: with the reason; nothing of the pool is left.
-        """
-        settings = self._settings
-        try:
-            bundle = load_bundle(settings.model)
-            canary = _canary_of(bundle)
-        except BundleError as error:
-            raise LoadingFailed(str(error)) from None
-        except OSError as error:
-            raise LoadingFailed(f"{error.filename}: {error.strerror}") from None
-        pool = Pool(
-            self,
-            folder=str(bundle.folder),
-            device=settings.device,
-            shape=choose_shape(settings, bundle),
-            limits={"max_bytes": settings.max_image, "max_pixels": settings.max_pixels},
-            canary=lambda described: replace(canary, classes=len(described["labels"])),
-            ids=self._ids,
-        )
-        self._pools.add(pool)
-        try:
-            await asyncio.wait_for(pool.start(), settings.load_timeout)
-        except TimeoutError:
-            pool.kill()
-            await self._close_pool(pool)
-            raise LoadingFailed(
-                f"{bundle.file}: the model did not answer within {settings.load_timeout:g} s"
-            ) from None
-        except BaseException:
-            await self._close_pool(pool)
-            raise
-        return pool, bundle
+    def _model(self) -> tuple[Pool, Bundle]:
+        if self._pool is None or self._bundle is None:
+            raise LoadingFailed(self.reason or "the model is being loaded", 1.0)
+        return self._pool, self._bundle
 
     def _install(self, pool: Pool, bundle: Bundle) -> None:
         old, self._pool, self._bundle = self._pool, pool, bundle
@@ -383,14 +330,14 @@ class Service:
         self.reload_error = ""
         self.last_answer = self.last_active = self._loop.time()
         if self.phase is not Phase.DRAINING:
-            self._enter(Phase.READY, f"serving {pool.described['model']}")
+            self._enter(Phase.READY, f"serving {pool.staff.described['model']}")
         now = self._loop.time()
         for job in self._jobs:
             if job.timeout is None and job.deadline == float("inf"):
                 job.deadline = now + self._settings.timeout
                 self._watch(job)
         pool.dispatch()
-        self._spawn(calibrate(pool, bundle, self._settings, self._is_quiet))
+        self._spawn(calibrate(pool.staff, bundle, self._settings, self._is_quiet))
 
     def _is_quiet(self) -> bool:
         return not self._jobs and self._loop.time() - self.last_active >= _QUIET
@@ -398,12 +345,7 @@ class Service:
     async def _retire(self, pool: Pool) -> None:
         """Let a replaced pool end what it runs; deadlines bound that."""
         await pool.drain()
-        await self._close_pool(pool)
-
-    async def _close_pool(self, pool: Pool) -> None:
-        pool.close()
-        await pool.wait_closed()
-        self._pools.discard(pool)
+        await close(pool, self._pools)
 
     # --- inside
 
@@ -411,6 +353,7 @@ class Service:
         if self.phase is Phase.DRAINING:
             return
         self.phase, self.reason = phase, reason
+        self._settled.set()
         self._on_phase(phase, reason)
 
     def _watch(self, job: Job) -> None:
@@ -461,24 +404,3 @@ class Service:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a task of the service failed: %r", error, exc_info=error)
-
-
-def _canary_of(bundle: Bundle) -> Canary:
-    """The model's own canary, or the shipped photograph."""
-    own = bundle.canary
-    image = own.image if own is not None else Path(__file__).parent / "models/focus/canary.jpg"
-    return Canary(
-        image=image.read_bytes(),
-        expected=own.probabilities if own is not None else None,
-        activation=bundle.activation,
-        classes=0,  # known when the model is
-    )
-
-
-def _signature(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """What changes when somebody repairs a model: names, sizes and times of its files."""
-    try:
-        entries = [(e.name, e.stat()) for e in os.scandir(folder)]
-    except OSError:
-        return ()
-    return tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in entries))

@@ -65,9 +65,13 @@ class Manager:
         self._tell(f"READY=1\nSTATUS={_line(status)}")
 
     def reloading(self) -> None:
-        """A reload begins; `ready()` ends it. MONOTONIC_USEC is what Type=notify-reload wants."""
+        """A reload begins; `reloaded()` ends it. MONOTONIC_USEC is for notify-reload."""
         usec = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self._tell(f"RELOADING=1\nMONOTONIC_USEC={usec}")
+
+    def reloaded(self) -> None:
+        """A reload is over, with a new model or the old one."""
+        self._tell("READY=1")
 
     def stopping(self, status: str) -> None:
         """The daemon is draining and will leave."""

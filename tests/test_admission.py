@@ -425,4 +425,4 @@ class Queueing(RuleBasedStateMachine):
 
 
 TestQueueing = Queueing.TestCase
-TestQueueing.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+TestQueueing.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)

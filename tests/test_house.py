@@ -29,7 +29,7 @@ LONG = {
     "swiprd.bundle",
     "swiprd.images",
     "swiprd.model",
-    "swiprd.pool",
+    "swiprd.supervisor",
     "swiprd.server",
     "swiprd.service",
 }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
+import itertools
 import os
 import random
 import resource
@@ -11,6 +13,7 @@ import select
 import signal
 import socket
 import tempfile
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -284,12 +287,14 @@ class TestSlowPeers:
         requests = b"".join(frame(id=identity, op=op) for identity in range(2000))
         highest = before = resident(strict.pid)
         sent = 0
-        with strict.connect() as peer, pytest.raises((BrokenPipeError, ConnectionResetError)):
-            until = time.monotonic() + PATIENCE
-            while time.monotonic() < until:
-                sent += peer.socket.send(requests)
-                highest = max(highest, resident(strict.pid))
-        assert sent > len(requests)
+        with strict.connect() as peer:
+            try:
+                while sent < 1 << 30:
+                    sent += peer.socket.send(requests)
+                    highest = max(highest, resident(strict.pid))
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # it was thrown out; a TimeoutError would mean that it was not
+        assert len(requests) < sent < 1 << 30
         assert highest - before < 24 * MIB
 
     def test_one_that_reads_a_little_now_and_then_is_held_in_bounds(
@@ -322,7 +327,7 @@ class TestSlowPeers:
     def test_a_flood_does_not_keep_others_waiting(
         self, roomy: DaemonProcess, photos: list[bytes]
     ) -> None:
-        """256 connections' worth of requests at once; somebody else's deadline is still met."""
+        """Sixty connections with thousands of requests each; another's deadline is still met."""
         flood = b"".join(frame(id=identity, op="nonsense") for identity in range(3000))
         with contextlib.ExitStack() as stack:
             for _ in range(60):
@@ -440,13 +445,19 @@ class TestConnections:
                 _, hard = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
                 taken = max(int(name) for name in os.listdir(f"/proc/{daemon.pid}/fd"))
                 resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (taken + 1, hard))
-                for _ in range(4):
-                    stack.enter_context(daemon.connect())
+                others = [stack.enter_context(daemon.connect()) for _ in range(4)]
                 wait_until(lambda: "cannot accept" in daemon.log.read_text(), "it runs out")
+                for other in others:
+                    other.send(1, "status")
+                outside = [
+                    o.socket for o in others if not select.select([o.socket], [], [], 0.5)[0]
+                ]
+                assert outside
                 daemon.process.send_signal(signal.SIGTERM)
                 daemon.wait_told("STOPPING=1")
                 resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (hard, hard))
-                time.sleep(1.0)  # it would try again after half of that; absence has no event
+                # It would try again within half a second.
+                assert not select.select(outside, [], [], 1.0)[0], "somebody was let in"
             assert peer.receive().error is None
         assert daemon.process.wait(PATIENCE) == 0
         words = daemon.log.read_text()
@@ -489,7 +500,7 @@ class TestQueue:
             assert all(stays.receive().error is None for _ in range(QUEUE))
 
     def test_what_runs_for_one_who_left_ends_unheard(
-        self, narrow: DaemonProcess, photos: list[bytes], photo_file: int
+        self, narrow: DaemonProcess, photo_file: int
     ) -> None:
         with held(narrow):
             with narrow.connect() as leaves:
@@ -636,9 +647,7 @@ class TestDescriptors:
             send_rights(peer.socket, data[9:12], [nothing])
             assert isinstance(farewell(peer), BadRequest)
 
-    def test_at_the_end_of_a_frame_that_has_one(
-        self, narrow: DaemonProcess, nothing: int, photos: list[bytes]
-    ) -> None:
+    def test_at_the_end_of_a_frame_that_has_one(self, narrow: DaemonProcess, nothing: int) -> None:
         """It must not become the next frame's, either."""
         data = Request(1, "predict").encode()
         with narrow.connect() as peer:
@@ -808,12 +817,20 @@ class TestNonsense:
             peer.socket.sendall(data)
             assert isinstance(farewell(peer), BadRequest)
 
+    @pytest.mark.parametrize("shape", ["row", "bush"])
     def test_a_frame_of_a_million_maps_takes_neither_time_nor_memory(
-        self, roomy: DaemonProcess, photos: list[bytes]
+        self, roomy: DaemonProcess, photos: list[bytes], shape: str
     ) -> None:
         """64 MiB of empty maps would stop the front for 11 s and be 4.7 GB."""
-        count = 60 * MIB
-        bomb = framed(b"\x81\xa1a\xdd" + count.to_bytes(4) + b"\x80" * count)
+        if shape == "row":
+            count = 60 * MIB
+            payload = b"\x81\xa1a\xdd" + count.to_bytes(4) + b"\x80" * count
+        else:
+            payload = b"\x80"
+            for _ in range(4):
+                payload = b"\xdc" + (60).to_bytes(2) + payload * 60
+            payload = b"\x81\xa1a" + payload
+        bomb = framed(payload)
         before = resident(roomy.pid)
         highest = 0
         done = threading.Event()
@@ -833,7 +850,7 @@ class TestNonsense:
         finally:
             done.set()
             watcher.join()
-        assert highest - before < 3 * count, "the frame, and what it takes to let it grow"
+        assert highest - before < 3 * len(bomb), "the frame, and what it takes to let it grow"
 
     def test_an_id_in_flight_is_not_taken_twice(
         self, narrow: DaemonProcess, photos: list[bytes]
@@ -855,9 +872,7 @@ class TestNonsense:
 class TestManners:
     """What a well-behaved peer may count on."""
 
-    def test_a_request_that_comes_byte_by_byte_is_answered(
-        self, roomy: DaemonProcess, photos: list[bytes]
-    ) -> None:
+    def test_a_request_that_comes_byte_by_byte_is_answered(self, roomy: DaemonProcess) -> None:
         small = png(8, 8)
         with roomy.connect() as peer:
             for byte in Request(1, "predict", 5.0, small).encode():
@@ -878,7 +893,7 @@ class TestManners:
             )
             replies = [peer.receive() for _ in range(6)]
         assert {reply.id for reply in replies} == set(range(6))
-        assert all(reply.error is None or reply.id == 5 for reply in replies)
+        assert all(reply.error is None for reply in replies)
 
     def test_replies_come_as_they_are_ready(
         self, narrow: DaemonProcess, photos: list[bytes]
@@ -966,15 +981,12 @@ def reference(daemon: DaemonProcess, photos: list[bytes]) -> list[list[float]]:
     """The row of each photo; they differ, so that a swapped answer is seen."""
     with daemon.connect() as peer:
         rows = [peer.ask(image=photo).fields["probabilities"] for photo in photos]
-    assert all(a != pytest.approx(b, abs=1e-4) for a, b in zip(rows, rows[1:], strict=False))
+    assert all(a != pytest.approx(b, abs=1e-4) for a, b in itertools.pairwise(rows))
     return rows
 
 
 def unread(sock: socket.socket) -> int:
     """Bytes sent that the other side has not read: SIOCOUTQ, which counts the kernel's overhead."""
-    import fcntl
-    import termios
-
     return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), "little")
 
 

@@ -1,0 +1,456 @@
+"""Keeps one model's processes alive: the forkserver, the workers, and the standby among them.
+
+At any time one more worker is warm than may be busy: the standby. Nobody is given work who has
+not answered the canary. This module decides who lives; what they work on is the pool's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, Protocol
+
+from swiprctl.errors import LoadingFailed, SwiprError
+from swiprctl.protocol import DEFAULT_TIMEOUT, Reply
+from swiprd.admission import Job
+from swiprd.canary import Canary, WrongAnswer
+from swiprd.children import Forkserver, Worker
+from swiprd.lifecycle import Backoff, State
+from swiprd.memfd import sealed_memfd
+
+MAX_FALSE_STARTS = 3
+"""Workers in a row that may die or answer wrongly at their first canary, before the model is."""
+
+_EVENTS_KEPT = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """How the work is spread: workers that may be busy at once, threads of each, images a batch."""
+
+    workers: int
+    threads: int
+    batch: int
+
+
+class Employer(Protocol):
+    """What the supervisor tells whoever gives its workers work."""
+
+    def replied(self, job: Job, reply: Reply) -> None:
+        """A worker has answered a job that it was given."""
+
+    def left(self, jobs: list[Job], how: str, own_fault: bool) -> None:
+        """A worker is dead and leaves these; `own_fault` where nobody killed it."""
+
+    def someone_idle(self) -> None:
+        """A worker waits for work."""
+
+    def given_up(self, error: LoadingFailed) -> None:
+        """The model that has served cannot be brought back."""
+
+
+class Supervisor:
+    """Make it, `await start()`, then give idle workers work.
+
+    Args:
+        canary: makes the canary from what the forkserver says of the model.
+        ids: where jobs get their ids from.
+
+    Attributes:
+        described: what the forkserver said of the model: labels, model, versions, device.
+        kills: (loop time, worker's number, why) of the last workers that did not leave by
+            themselves; `killed` counts all of them.
+        restarts: forkservers started after the first.
+    """
+
+    def __init__(
+        self,
+        employer: Employer,
+        *,
+        folder: str,
+        device: str,
+        shape: Shape,
+        limits: dict[str, object],
+        canary: Callable[[dict[str, Any]], Canary],
+        ids: Iterator[int],
+    ) -> None:
+        self._employer = employer
+        self._folder = folder
+        self._device = device
+        self._limits = limits
+        self._make_canary = canary
+        self._ids = ids
+        self._numbers = count(1)
+        self._loop = asyncio.get_running_loop()
+        self.shape = shape
+        self.described: dict[str, Any] = {}
+        self.canary: Canary | None = None
+        self.workers: dict[int, Worker] = {}
+        self.kills: deque[tuple[float, int, str]] = deque(maxlen=_EVENTS_KEPT)
+        self.killed = 0
+        self.restarts = -1
+        self.closing = False
+        self._trial: dict[int, Worker] = {}
+        self._forkserver: Forkserver | None = None
+        self._loaded = False
+        self._fork_backoff = Backoff()
+        self._load_backoff = Backoff(first=0.5)
+        self._hold_until = 0.0
+        self._timers: set[asyncio.TimerHandle] = set()
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._closed = asyncio.Event()
+
+    # --- life
+
+    async def start(self) -> None:
+        """Load the model and see a worker answer its canary.
+
+        Raises:
+            LoadingFailed: with the reason.
+        """
+        self._start_forkserver()
+        await asyncio.shield(self._ready)
+
+    @property
+    def pid(self) -> int:
+        """The forkserver's pid; 0 where there is none just now."""
+        return self._forkserver.pid if self._forkserver is not None else 0
+
+    def reshape(self, shape: Shape) -> None:
+        """Spread the work another way; workers of the old way leave when they are idle."""
+        self.shape = shape
+        self.fill()
+
+    def close(self) -> None:
+        """Let every process leave. What workers still have is left to the employer."""
+        if self.closing:
+            return
+        self.closing = True
+        for timer in self._timers:
+            timer.cancel()
+        if not self._ready.done():
+            self._ready.cancel()
+        for worker in [*self.workers.values(), *self._trial.values()]:
+            self.discard(worker, "the pool closes")
+        if self._forkserver is not None:
+            self._forkserver.close()
+        else:
+            self._closed.set()
+
+    async def wait_closed(self, patience: float = 5.0) -> None:
+        """Wait until the forkserver is gone; SIGKILL it if that takes too long (seconds)."""
+        try:
+            await asyncio.wait_for(self._closed.wait(), patience)
+        except TimeoutError:
+            self.kill()
+            await self._closed.wait()
+
+    def kill(self) -> None:
+        """SIGKILL all of it, now."""
+        if self._forkserver is not None:
+            self._forkserver.kill()
+
+    # --- workers
+
+    @property
+    def busy(self) -> int:
+        """Workers that have jobs, canaries not counted: those must not hold a job up."""
+        return sum(w.state is State.BUSY and not w.probing for w in self.workers.values())
+
+    def idle(self) -> Worker | None:
+        """An idle worker: of the right shape if there is one, the warmest first."""
+        return max(
+            (w for w in self.workers.values() if w.state is State.IDLE),
+            key=lambda w: (w.threads == self.shape.threads, w.answered, -w.number),
+            default=None,
+        )
+
+    def discard(self, worker: Worker, why: str) -> None:
+        """SIGKILL a worker. What it had is left to the employer, and through no fault of its."""
+        if worker.state is State.GONE:
+            return
+        if not self.closing:
+            self._note(worker, why)
+        jobs = list(worker.jobs.values())
+        worker.jobs.clear()
+        worker.kill(why)
+        self._leave(jobs, why, own_fault=False)
+
+    def fill(self) -> None:
+        """Have as many workers as there should be, of the right shape."""
+        if self.closing or not self._loaded or self._forkserver is None:
+            return
+        if self._loop.time() < self._hold_until:
+            return  # `_false_start` has set a timer
+        alive = [w for w in self.workers.values() if w.state is not State.GONE]
+        right = [w for w in alive if w.threads == self.shape.threads]
+        # The first worker comes alone: with it the model is ready, and others would only slow it.
+        wanted = self.shape.workers + 1 if self._ready.done() else 1
+        for _ in range(wanted - len(right)):
+            worker = self._fork(
+                self.shape.threads,
+                on_forked=self._probe,
+                on_reply=self._replied,
+                on_gone=self._worker_gone,
+            )
+            self.workers[worker.number] = worker
+        warm = [w for w in right if w.state in (State.IDLE, State.BUSY)]
+        surplus = [w for w in alive if w.threads != self.shape.threads] if warm else []
+        surplus += warm[wanted:]
+        for worker in surplus:
+            if worker.state is State.IDLE:
+                worker.retire()
+
+    async def check(self, timeout: float = DEFAULT_TIMEOUT) -> float:
+        """Run the canary through a live worker; return the seconds it took.
+
+        Raises:
+            LoadingFailed: no worker is alive, or its answer is wrong or late; it has been killed.
+        """
+        idle = [w for w in self.workers.values() if w.state is State.IDLE]
+        if not idle:
+            raise LoadingFailed("no worker is ready")
+        begun = self._loop.time()
+        outcome: asyncio.Future[None] = self._loop.create_future()
+        # The one not heard of for longest: so the standby, too, has its turn.
+        self._probe(min(idle, key=lambda w: w.heard), outcome, timeout)
+        await outcome
+        return self._loop.time() - begun
+
+    def fork_for_trial(
+        self,
+        threads: int,
+        *,
+        on_forked: Callable[[Worker], None],
+        on_reply: Callable[[Worker, Job, Reply], None],
+    ) -> Worker | None:
+        """Fork a worker that is given no work here; None where there is no forkserver now."""
+        if self.closing or not self._loaded or self._forkserver is None:
+            return None
+
+        def gone(worker: Worker) -> None:
+            del self._trial[worker.number]
+
+        worker = self._fork(threads, on_forked=on_forked, on_reply=on_reply, on_gone=gone)
+        self._trial[worker.number] = worker
+        return worker
+
+    # --- the forkserver
+
+    def _start_forkserver(self) -> None:
+        self.restarts += 1
+        self._loaded = False
+        self._forkserver = Forkserver(on_event=self._heard, on_gone=self._forkserver_gone)
+        self._forkserver.load(self._folder, self._device)
+
+    def _heard(self, event: dict[str, Any], descriptor: int | None) -> None:
+        number = event.get("worker", -1)
+        worker = self.workers.get(number) or self._trial.get(number)
+        match event["event"]:
+            case "loaded":
+                self._loaded = True
+                self.described = event
+                if self.canary is None:
+                    self.canary = self._make_canary(event)
+                self.fill()
+            case "failed":
+                self._fail(LoadingFailed(event["reason"]))
+            case "forked" if worker is not None and descriptor is not None:
+                worker.forked(event["pid"], descriptor)
+            case "forked" if worker is not None:
+                worker.condemned = f"it could not be forked: {event['reason']}"
+                self._false_start(worker.condemned)
+                worker.exited(None)
+            case "exited" if worker is not None:
+                worker.exited(event["status"])
+            case _ if descriptor is not None:
+                os.close(descriptor)  # a worker that nobody waits for any more: it gets EOF
+
+    def _forkserver_gone(self) -> None:
+        self._forkserver = None
+        for worker in [*self.workers.values(), *self._trial.values()]:
+            worker.exited(None)
+        if self.closing:
+            self._closed.set()
+            return
+        if not self._loaded and self.restarts == 0:
+            self._fail(LoadingFailed("the process that loads the model died; see the log"))
+            return
+        self._later(self._load_backoff.failed(), self._start_forkserver)
+
+    def _fork(
+        self,
+        threads: int,
+        *,
+        on_forked: Callable[[Worker], None],
+        on_reply: Callable[[Worker, Job, Reply], None],
+        on_gone: Callable[[Worker], None],
+    ) -> Worker:
+        assert self._forkserver is not None
+        number = next(self._numbers)
+        return Worker(
+            number,
+            threads,
+            self._forkserver.fork(number, threads),
+            limits=self._limits,
+            on_forked=on_forked,
+            on_reply=on_reply,
+            on_gone=on_gone,
+        )
+
+    def _fail(self, error: LoadingFailed) -> None:
+        if not self._ready.done():
+            self._ready.set_exception(error)
+        elif not self.closing:
+            self._employer.given_up(error)
+
+    # --- the canary
+
+    def _probe(
+        self,
+        worker: Worker,
+        outcome: asyncio.Future[None] | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> None:
+        """Have a worker run the canary. Without an outcome it is the worker's first."""
+        assert self.canary is not None
+        now = self._loop.time()
+
+        def done(_job: Job, result: dict[str, object] | SwiprError) -> None:
+            timer.cancel()
+            os.close(image)
+            if outcome is not None and not outcome.done():
+                if isinstance(result, SwiprError):
+                    outcome.set_exception(result)
+                else:
+                    outcome.set_result(None)
+
+        try:
+            image = sealed_memfd(self.canary.image)
+        except OSError as error:
+            why = f"no canary could be made for it: {error.strerror}"
+            if outcome is not None:
+                outcome.set_exception(LoadingFailed(why))
+            self.discard(worker, why)
+            self._false_start(why)
+            return
+        job = Job(
+            id=next(self._ids),
+            uid=0,
+            owner=self,
+            image=image,
+            arrived=now,
+            started=now,
+            deadline=now + timeout,
+            timeout=timeout,
+            done=done,
+        )
+        timer = self._loop.call_later(timeout, self._late, worker, job)
+        worker.probing = True
+        worker.give([job])
+
+    def _late(self, worker: Worker, job: Job) -> None:
+        self._end_probe(job, LoadingFailed("a worker did not answer the canary in time"))
+        self.discard(worker, "it did not answer the canary in time")
+        self._false_start("it did not answer the canary in time")
+
+    def _probed(self, worker: Worker, job: Job, reply: Reply) -> None:
+        worker.probing = False
+        assert self.canary is not None
+        row: Any = reply.fields.get("probabilities", ())
+        try:
+            if reply.error is not None:
+                raise WrongAnswer(str(reply.error))
+            self.canary.check(row)
+        except WrongAnswer as error:
+            self._end_probe(job, LoadingFailed(f"the model answers the canary wrongly: {error}"))
+            self.discard(worker, f"canary: {error}")
+            self._false_start(str(error))
+            return
+        self._hold_until = 0.0
+        self._fork_backoff.succeeded()
+        self._load_backoff.succeeded()
+        if not self._ready.done():
+            self._ready.set_result(None)
+        self._end_probe(job, reply.fields)
+        self.fill()
+
+    def _end_probe(self, job: Job, result: dict[str, object] | SwiprError) -> None:
+        if not job.ended:
+            job.ended = True
+            job.done(job, result)
+
+    def _false_start(self, why: str) -> None:
+        """A worker did not get as far as its first answer: wait before the next, or give up."""
+        wait = self._fork_backoff.failed()
+        self._hold_until = self._loop.time() + wait
+        if self._fork_backoff.failures >= MAX_FALSE_STARTS and not any(
+            w.state in (State.IDLE, State.BUSY) for w in self.workers.values()
+        ):
+            self._fail(LoadingFailed(f"no worker answers the canary: {why}"))
+            return
+        self._later(wait, self.fill)
+
+    # --- what workers do
+
+    def _replied(self, worker: Worker, job: Job, reply: Reply) -> None:
+        if job.owner is self:
+            self._probed(worker, job, reply)
+        else:
+            self._employer.replied(job, reply)
+        if worker.threads != self.shape.threads:
+            self.fill()
+        self._employer.someone_idle()
+
+    def _worker_gone(self, worker: Worker) -> None:
+        """A worker is dead and its exit status known, or not to be known."""
+        del self.workers[worker.number]
+        if not worker.condemned:
+            jobs = list(worker.jobs.values())
+            worker.jobs.clear()
+            how, own_fault = _cause(worker.status)
+            self._note(worker, how)
+            if own_fault and worker.probing:
+                self._false_start(f"it died: {how}")
+            self._leave(jobs, how, own_fault)
+        self.fill()
+
+    def _leave(self, jobs: list[Job], how: str, own_fault: bool) -> None:
+        for job in jobs:
+            if job.owner is self:
+                self._end_probe(job, LoadingFailed(f"a worker died at the canary: {how}"))
+        rest = [job for job in jobs if job.owner is not self]
+        if rest:
+            self._employer.left(rest, how, own_fault)
+
+    def _note(self, worker: Worker, why: str) -> None:
+        self.killed += 1
+        self.kills.append((self._loop.time(), worker.number, why))
+
+    def _later(self, seconds: float, call: Callable[[], None]) -> None:
+        def run() -> None:
+            self._timers.discard(timer)
+            if not self.closing:
+                call()
+
+        timer = self._loop.call_later(seconds, run)
+        self._timers.add(timer)
+
+
+def _cause(status: int | None) -> tuple[str, bool]:
+    """Say how a process ended, from waitpid(2)'s status, and whether by its own fault."""
+    if status is None:
+        return "its forkserver is gone", False
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        try:
+            name = signal.Signals(number).name
+        except ValueError:
+            name = f"signal {number}"
+        return name, number != signal.SIGKILL
+    return f"exit status {os.waitstatus_to_exitcode(status)}", True
