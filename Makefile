@@ -24,6 +24,10 @@ lint: $(VENV)/.lint
 	$(BIN)/mypy
 
 bench: $(VENV)/.test
+	@# The client as a user gets it: not editable, compiled, nothing beside it.
+	@test -x $(VENV)/client/bin/python || $(PYTHON) -m venv $(VENV)/client
+	@$(VENV)/client/bin/pip --disable-pip-version-check install --quiet --force-reinstall \
+	  --constraint .ci/constraints.txt .
 	$(BIN)/python tests/bench.py $(BENCH_ARGS)
 
 # An extra an environment: each stamp says which one is installed.

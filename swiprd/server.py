@@ -44,7 +44,7 @@ class Server:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._connections: set[_Connection] = set()
-        self._inline = 0  # bytes of large frames that are being read
+        self._reading: Counter[int] = Counter()  # bytes of large frames being read, by uid
         self._waiting = 0  # bytes of inline images whose requests have no answer yet
         self._accepting = False
         self._resume: asyncio.TimerHandle | None = None
@@ -152,11 +152,21 @@ class Server:
 
     # --- what connections ask for
 
-    def reserve(self, size: int) -> bool:
-        """Account for the bytes of large frames being read, on all connections together."""
-        if size > 0 and self._inline + size > self._settings.max_inline and self._inline > 0:
+    def reserve(self, uid: int, size: int) -> bool:
+        """Account for the bytes of large frames being read, on all connections together.
+
+        One uid gets half of the room at most, or a single frame: whoever sends a byte now and
+        then keeps his place for long, and must not keep everybody's.
+        """
+        room = self._settings.max_inline
+        if size > 0 and (
+            (self._reading[uid] and self._reading[uid] + size > room // 2)
+            or (self._reading.total() and self._reading.total() + size > room)
+        ):
             return False
-        self._inline += size
+        self._reading[uid] += size
+        if not self._reading[uid]:
+            del self._reading[uid]
         return True
 
     def forget(self, connection: _Connection) -> None:
@@ -283,7 +293,7 @@ class _Connection:
             on_frame=self._received,
             on_closed=lambda _error: server.forget(self),
             farewell=lambda error: Reply(None, None, error).encode(),
-            reserve=server.reserve,
+            reserve=lambda size: server.reserve(uid, size),
             items=_REQUEST_ITEMS,
         )
 

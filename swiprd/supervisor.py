@@ -21,6 +21,7 @@ from swiprd.admission import Job
 from swiprd.canary import Canary, WrongAnswer
 from swiprd.children import Forkserver, Worker
 from swiprd.lifecycle import Backoff, State
+from swiprd.log import log
 from swiprd.memfd import sealed_memfd
 
 MAX_FALSE_STARTS = 3
@@ -281,6 +282,7 @@ class Supervisor:
         if not self._loaded and self.restarts == 0:
             self._fail(LoadingFailed("the process that loads the model died; see the log"))
             return
+        log.warning("the forkserver died; starting another")
         self._later(self._load_backoff.failed(), self._start_forkserver)
 
     def _fork(
@@ -429,6 +431,7 @@ class Supervisor:
             self._employer.left(rest, how, own_fault)
 
     def _note(self, worker: Worker, why: str) -> None:
+        log.warning("worker %d (pid %d): %s", worker.number, worker.pid, why)
         self.killed += 1
         self.kills.append((self._loop.time(), worker.number, why))
 

@@ -25,6 +25,9 @@ from typing import Any
 from daemonprocess import DaemonProcess, wait_until
 from modelfolders import make_folder, photo
 
+CLIENT = Path(sys.prefix) / "client" / "bin"
+"""Where `make bench` installs the client as a user would: not editable, and compiled."""
+
 ARCHITECTURES = ("resnext50_32x4d", "mobilenet_v3_small")
 IN_FLIGHT = 8
 BATCHES = (1, 2, 4, 8)
@@ -220,12 +223,13 @@ def measure_speed(
         found["latency"] = paired(latency[best]) | {"threads": best}
 
         say("a fresh process an image")
-        swiprctl = [str(Path(sys.executable).with_name("swiprctl")), "predict", str(photos[0])]
+        swiprctl = [str(CLIENT / "swiprctl"), "predict", str(photos[0])]
+        bare_python = [str(CLIENT / "python"), "-c", "pass"]
         environment = {**os.environ, "SWIPR_SOCKET": str(daemon.path)}
         fresh, bare, inside = [], [], []
         for _ in range(max(5, round(25 * scale))):
             fresh.append(whole_process(swiprctl, environment))
-            bare.append(whole_process([sys.executable, "-c", "pass"], environment))
+            bare.append(whole_process(bare_python, environment))
             inside.append(statistics.median(single[best].run(0.2)))
         found["fresh"] = {
             "median": statistics.median(fresh),

@@ -25,8 +25,8 @@ class Peer:
 
     def __init__(self, path: Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(str(path))  # blocking: with a timeout it fails where the queue is full
         self.socket.settimeout(PATIENCE)
-        self.socket.connect(str(path))
         self._decoder = Decoder()
         self._replies: list[Reply] = []
 

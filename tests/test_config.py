@@ -25,7 +25,9 @@ NAMES = [field.name for field in dataclasses.fields(Settings)]
 @pytest.fixture(autouse=True)
 def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No setting of this host's own."""
+    monkeypatch.setattr(config, "FOLDER", tmp_path / "etc")
     monkeypatch.setattr(config, "DEFAULT_FILE", tmp_path / "etc/swiprd.toml")
+    monkeypatch.setattr(config, "MODELS", (tmp_path / "etc/models", tmp_path / "lib/models"))
     monkeypatch.delenv("CACHE_DIRECTORY", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -35,14 +37,14 @@ def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def load(tmp_path: Path) -> Load:
     """Settings as a command line and a file's text give them."""
 
-    def load(*arguments: str, file: str | bytes | None = None) -> Settings:
+    def load(*arguments: str, file: str | bytes | None = None, managed: bool = False) -> Settings:
         parser = argparse.ArgumentParser(exit_on_error=False)
         add_options(parser)
         if file is not None:
             path = tmp_path / "swiprd.toml"
             path.write_bytes(file if isinstance(file, bytes) else file.encode())
             arguments = ("--config", str(path), *arguments)
-        return load_settings(parser.parse_args(arguments))
+        return load_settings(parser.parse_args(arguments), managed=managed)
 
     return load
 
@@ -142,6 +144,55 @@ class TestCache:
             finally:
                 os._exit(2)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+class TestInstance:
+    """`swiprd@NAME.service`: a file and a model of its own."""
+
+    @pytest.fixture(autouse=True)
+    def _model(self, tmp_path: Path) -> None:
+        (tmp_path / "lib/models/chexnet").mkdir(parents=True)
+
+    def test_it_has_a_model_and_leaves_when_idle(self, load: Load, tmp_path: Path) -> None:
+        settings = load("--instance=chexnet")
+        assert settings.model == tmp_path / "lib/models/chexnet"
+        assert settings.idle_timeout == 300
+
+    def test_the_administrators_model_comes_first(self, load: Load, tmp_path: Path) -> None:
+        (tmp_path / "etc/models/chexnet").mkdir(parents=True)
+        assert load("--instance=chexnet").model == tmp_path / "etc/models/chexnet"
+
+    def test_it_reads_its_own_file_only(self, load: Load, tmp_path: Path) -> None:
+        (tmp_path / "etc").mkdir()
+        (tmp_path / "etc/swiprd.toml").write_text("queue = 3\nconnections = 3\n")
+        own = tmp_path / "etc/swiprd@chexnet.toml"
+        own.write_text("queue = 5\nidle_timeout = 0\nmodel = '/m'\n")
+        settings = load("--instance=chexnet")
+        assert (settings.queue, settings.connections, settings.idle_timeout) == (5, 256, 0)
+        assert settings.model == Path("/m")
+        own.write_text("queue = 0\n")
+        with pytest.raises(ConfigError, match=r"swiprd@chexnet\.toml: queue: expected at least 1"):
+            load("--instance=chexnet")
+
+    def test_one_without_a_model_is_told_where_it_belongs(self, load: Load, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError) as caught:
+            load("--instance=nosuch")
+        for folder in ("etc/models/nosuch", "lib/models/nosuch"):
+            assert str(tmp_path / folder) in str(caught.value)
+
+    @pytest.mark.parametrize("name", ["", "../up", ".hidden", "a/b", "a b", "x" * 65, "a\n"])
+    def test_a_name_that_is_none(self, load: Load, name: str) -> None:
+        with pytest.raises(argparse.ArgumentError, match="argument --instance: expected up to 64"):
+            load(f"--instance={name}")
+
+
+class TestManaged:
+    """Under a service manager, which counts starts."""
+
+    @pytest.mark.parametrize(("told", "found"), [(0, 0), (0.5, 60), (59, 60), (61, 61)])
+    def test_it_does_not_leave_at_once(self, load: Load, told: float, found: float) -> None:
+        assert load(f"--idle-timeout={told}", managed=True).idle_timeout == found
+        assert load(f"--idle-timeout={told}").idle_timeout == told
 
 
 class TestErrors:

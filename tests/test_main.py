@@ -7,18 +7,29 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import StartDaemon
-from daemonprocess import DaemonProcess
+from daemonprocess import DaemonProcess, Peer
 
+from swiprctl.errors import LoadingFailed
 from swiprctl.version import __version__
 
 pytestmark = pytest.mark.timeout(60)
 
 USAGE, UNAVAILABLE, CONFIG = 64, 69, 78  # sysexits(3)
+
+
+_PASS = """
+import os, sys
+passed = int(sys.argv[1])
+os.dup2(passed, 3) if passed >= 0 else os.closerange(3, 10)
+os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+os.execv(sys.executable, [sys.executable, "-P", "-m", "swiprd", "serve", *sys.argv[2:]])
+"""
 
 
 def swiprd(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -155,16 +166,9 @@ class TestSocket:
             "tcp": lambda: socket.create_server(("127.0.0.1", 0)).detach(),
         }
         passed = openers[kind]()
-        launch = (
-            "import os, sys; passed = int(sys.argv[1]);"
-            "os.dup2(passed, 3) if passed >= 0 else os.closerange(3, 10);"
-            "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()));"
-            "os.execv(sys.executable, [sys.executable, '-P', '-m', 'swiprd', 'serve',"
-            " '--config', os.devnull])"
-        )
         try:
             ended = subprocess.run(
-                [sys.executable, "-c", launch, str(passed)],
+                [sys.executable, "-c", _PASS, str(passed), "--config", os.devnull],
                 pass_fds=[passed] if passed >= 0 else [],
                 capture_output=True,
                 text=True,
@@ -178,7 +182,58 @@ class TestSocket:
         assert line.startswith("swiprd: descriptor 3 is not a ")
 
 
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[socket.socket]:
+    """What a service manager listens on."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind(str(tmp_path / "notify"))
+        notify.settimeout(30)
+        yield notify
+
+
 class TestServing:
+    def test_under_a_manager_a_bad_file_is_an_answer_and_its_repair_a_start(
+        self, tmp_path: Path, tiny_model: Path, manager: socket.socket
+    ) -> None:
+        file = tmp_path / "swiprd.toml"
+        file.write_text("queue = 'long'\n")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(tmp_path / "s.sock"))
+            listener.listen()
+            daemon = subprocess.Popen(
+                [
+                    *(sys.executable, "-c", _PASS, str(listener.fileno())),
+                    *("--config", str(file), "--model", str(tiny_model)),
+                    *("--workers=1", "--threads=1", "--batch=1", "--cache", str(tmp_path)),
+                ],
+                pass_fds=[listener.fileno()],
+                env={**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        complaint = f"{file}: queue: expected a whole number, found 'long'"
+        try:
+            while complaint not in manager.recv(4096).decode():
+                pass
+            with Peer(tmp_path / "s.sock") as peer:
+                error = peer.ask(image=b"").error
+                assert isinstance(error, LoadingFailed)
+                assert complaint in str(error)
+            file.write_text("queue = 5\n")
+            while "READY=1" not in (told := manager.recv(4096).decode()):
+                assert "STOPPING=1" not in told
+            with Peer(tmp_path / "s.sock") as peer:
+                queue: Any = peer.ask("status").fields["queue"]
+                assert queue["limit"] == 5
+            daemon.send_signal(signal.SIGTERM)
+            _, words = daemon.communicate(timeout=30)
+            assert daemon.returncode == 0
+            assert "Traceback" not in words
+            assert (tmp_path / "s.sock").is_socket()
+        finally:
+            daemon.kill()
+            daemon.communicate()
+
     def test_a_model_that_is_not_there_is_said_and_waited_for(
         self, start_daemon: StartDaemon, tmp_path: Path
     ) -> None:

@@ -198,6 +198,36 @@ class TestLargeFramesTogether:
             third.socket.sendall(large)
             assert third.receive().error is None
 
+    @as_root
+    def test_one_uid_cannot_take_all_of_the_room(
+        self, narrow: DaemonProcess, photos: list[bytes]
+    ) -> None:
+        large = Request(1, "predict", None, photos[0].ljust(400_000, b"\0")).encode()
+        narrow.path.chmod(0o666)
+        until_told, tell = os.pipe()
+        with open_to_all(narrow.path) as path, open(until_told, "rb"), open(tell, "wb") as done:
+
+            def hog() -> str:
+                with Peer(path) as first, Peer(path) as second:
+                    first.socket.sendall(large[:100_000])
+                    wait_until(lambda: unread(first.socket) == 0, "the first is being read")
+                    second.socket.sendall(large[:100_000])
+                    error = farewell(second)
+                    os.read(until_told, 1)
+                    first.socket.sendall(large[100_000:])
+                    return f"{error.code} {first.receive().error}"
+
+            with narrow.connect() as peer, in_background(NOBODY, hog) as answer:
+                wait_until(lambda: peer.ask("status").fields["connections"] > 1, "it is there")
+                peer.socket.sendall(large)
+                assert peer.receive().error is None
+                with narrow.connect() as other:  # for this one there is none left in all
+                    other.socket.sendall(self.LARGE.to_bytes(4))
+                    assert isinstance(farewell(other), Overloaded)
+                done.write(b"!")
+                done.flush()
+            assert answer == ["overloaded None"]
+
     def test_a_peer_that_is_thrown_out_leaves_its_place(
         self, narrow: DaemonProcess, photos: list[bytes]
     ) -> None:
