@@ -83,11 +83,12 @@ class Admission:
         Raises:
             Overloaded: the queue is full, or the job cannot be answered within its deadline.
         """
-        wait = self._queued * self._service
+        ahead = self._ahead(job.uid)
+        wait = ahead * self._service
         if now + wait > job.deadline:
             self.refused += 1
             raise Overloaded(
-                f"{self._queued} requests wait, which takes about {wait:.1f} s:"
+                f"{ahead} requests go first, which takes about {wait:.1f} s:"
                 " more than this one has",
                 self._retry_after(),
             )
@@ -155,6 +156,13 @@ class Admission:
     def by_uid(self) -> dict[int, int]:
         """Requests waiting or running, by uid."""
         return dict(self._held)
+
+    def _ahead(self, uid: int) -> int:
+        """Requests that may have their turn before a newcomer of this uid has: of the others, no
+        more than there are turns until then."""
+        own = len(self._waiting.get(uid, ()))
+        others = (len(queue) for other, queue in self._waiting.items() if other != uid)
+        return own + sum(min(waiting, own + 1) for waiting in others)
 
     def _make_room(self, uid: int) -> Job:
         held = self._held.get(uid, 0)

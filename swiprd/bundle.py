@@ -151,7 +151,7 @@ def load_bundle(folder: Path) -> Bundle:
         values = tomllib.loads(_read(file).decode())
     except UnicodeDecodeError as error:
         raise BundleError(file, "", "UTF-8", f"byte {error.start} that is not") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # the parser's own, and int()'s and its depth
         raise BundleError(file, "", "TOML", f"an error in it: {error}") from None
     known = [one.name for one in fields(Bundle) if one.name != "folder"]
     table = _Table(file, "", values, known)

@@ -102,12 +102,11 @@ def _spreads(told: dict[str, int | None]) -> list[Shape]:
         workers = told["workers"] or max(1, cores // (told["threads"] or 1))
         threads = told["threads"] or max(1, cores // workers)
         return [Shape(workers=workers, threads=threads, batch=batch)]
-    shapes = []
-    workers = 1
-    while workers <= min(cores, _MOST_WORKERS):
-        shapes.append(Shape(workers=workers, threads=max(1, cores // workers), batch=batch))
-        workers *= 2
-    return shapes
+    return [
+        Shape(workers=workers, threads=cores // workers, batch=batch)
+        for workers in range(1, min(cores, _MOST_WORKERS) + 1)
+        if cores % workers == 0
+    ]
 
 
 async def _measure(staff: Supervisor, shape: Shape, quiet: Callable[[], bool]) -> float:

@@ -13,6 +13,7 @@ from swiprd.bundle import Bundle, BundleError, load_bundle
 from swiprd.calibrate import choose_shape
 from swiprd.canary import Canary
 from swiprd.config import Settings
+from swiprd.log import log
 from swiprd.pool import Owner, Pool
 
 _SHIPPED_CANARY = Path(__file__).parent / "models" / "focus" / "canary.jpg"
@@ -59,6 +60,7 @@ async def load(
     except BaseException:
         await close(pool, pools)
         raise
+    log.info("%s has answered the canary", pool.staff.described["model"])
     return pool, bundle
 
 

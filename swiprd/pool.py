@@ -121,7 +121,7 @@ class Pool:
 
     def left(self, jobs: list[Job], how: str, own_fault: bool) -> None:
         """See `supervisor.Employer`. Of a batch nobody is blamed: each is tried again alone."""
-        for job in jobs:
+        for job in reversed(jobs):  # each goes back to the head of the queue: the first one last
             self._forget(job)
             if len(jobs) == 1 and own_fault:
                 job.crashes += 1

@@ -316,7 +316,14 @@ class Service:
     async def _load(self) -> tuple[Pool, Bundle]:
         if self._fault:
             raise LoadingFailed(self._fault)
-        return await load(self._settings, self, self._ids, self._pools)
+        try:
+            return await load(self._settings, self, self._ids, self._pools)
+        except LoadingFailed:
+            raise
+        except Exception as error:
+            # No process to be had, or a defect: without this, "loading" would be the last word.
+            log.error("the model cannot be loaded: %r", error, exc_info=error)
+            raise LoadingFailed(f"{self._settings.model}: {error!r}") from error
 
     def _model(self) -> tuple[Pool, Bundle]:
         if self._pool is None or self._bundle is None:

@@ -283,7 +283,14 @@ class Supervisor:
             self._fail(LoadingFailed("the process that loads the model died; see the log"))
             return
         log.warning("the forkserver died; starting another")
-        self._later(self._load_backoff.failed(), self._start_forkserver)
+        self._later(self._load_backoff.failed(), self._restart_forkserver)
+
+    def _restart_forkserver(self) -> None:
+        try:
+            self._start_forkserver()
+        except OSError as error:  # no process or descriptor is to be had just now
+            log.error("the forkserver cannot be started: %s; trying again", error.strerror)
+            self._later(self._load_backoff.failed(), self._restart_forkserver)
 
     def _fork(
         self,

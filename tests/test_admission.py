@@ -192,13 +192,12 @@ class TestComeBackLater:
         admission = Admission(128)
         admission.served(0.5)
         fill(admission, 1, 10)
-        with pytest.raises(Overloaded, match=r"10 requests .* 5\.0 s") as caught:
+        with pytest.raises(Overloaded, match=r"10 requests go first, .* 5\.0 s") as caught:
             admission.admit(make(1, deadline=104.0), 100.0)
         assert caught.value.retry_after is not None
         assert admission.admit(make(1, deadline=106.0), 100.0) is None
         assert admission.refused == 1
 
-    @pytest.mark.xfail(strict=True, reason="the estimate forgets that uids take turns")
     def test_anothers_flood_makes_no_deadline_impossible(self) -> None:
         admission = Admission(128)
         admission.served(0.5)
@@ -207,6 +206,16 @@ class TestComeBackLater:
         assert admission.admit(late, 0.0) is None
         admission.next()
         assert admission.next() is late
+
+    def test_nor_do_many_who_ask_little(self) -> None:
+        admission = Admission(128)
+        admission.served(1.0)
+        for uid in range(5):
+            fill(admission, uid, 10)
+        fill(admission, 9, 1)
+        with pytest.raises(Overloaded, match="11 requests go first"):  # 5 x 2, and its own 1
+            admission.admit(make(9, deadline=10.5), 0.0)
+        assert admission.admit(make(9, deadline=11.5), 0.0) is None
 
     def test_before_anything_was_served_nothing_is_known(self) -> None:
         admission = Admission(128)

@@ -93,6 +93,18 @@ class TestReady:
             assert peer.ask("status").fields["state"] == "loading-failed"
         assert daemon.stop() == 0
 
+    def test_nor_is_one_that_fails_in_a_way_nobody_foresaw(
+        self, start_daemon: StartDaemon, tmp_path: Path, photos: list[bytes]
+    ) -> None:
+        model = make_folder(tmp_path / "model")
+        (model / "model.toml").write_text("name = " + "[" * 20_000)  # too deep for the parser
+        daemon = start_daemon(model=model)
+        daemon.wait_told("STATUS=the model cannot be loaded")
+        with daemon.connect() as peer:
+            assert isinstance(peer.ask(image=photos[0]).error, LoadingFailed)
+        make_folder(model)
+        daemon.wait_ready()
+
     def test_requests_that_come_while_it_loads_are_answered(
         self, start_daemon: StartDaemon, photos: list[bytes]
     ) -> None:
@@ -116,7 +128,6 @@ class TestReady:
 
 
 class TestWatchdog:
-
     def test_signs_of_life_follow_ready(self, start_daemon: StartDaemon) -> None:
         daemon = start_daemon(environment=WATCHDOG).wait_ready()
         assert not any("WATCHDOG=1" in line for line in daemon.told)

@@ -165,7 +165,7 @@ class TestRows:
         assert run.stdout == b""
 
     def test_two_thousand_inputs_in_constant_space(
-        self, daemon: DaemonProcess, images: list[Path], tmp_path: Path
+        self, daemon: DaemonProcess, images: list[Path]
     ) -> None:
         names = b"".join(os.fsencode(images[i % 2]) + b"\0" for i in range(2000))
         limited = ["prlimit", "--nofile=64", *SWIPRCTL, "predict", "--files0-from=-", "-h"]

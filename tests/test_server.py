@@ -205,9 +205,10 @@ class TestLargeFramesTogether:
         large = Request(1, "predict", None, photos[0].ljust(400_000, b"\0")).encode()
         narrow.path.chmod(0o666)
         until_told, tell = os.pipe()
-        with open_to_all(narrow.path) as path, open(until_told, "rb"), open(tell, "wb") as done:
+        with open_to_all(narrow.path) as path, open(until_told, "rb"):
 
             def hog() -> str:
+                os.close(tell)  # the fork's copy: the end of the other is what we wait for
                 with Peer(path) as first, Peer(path) as second:
                     first.socket.sendall(large[:100_000])
                     wait_until(lambda: unread(first.socket) == 0, "the first is being read")
@@ -217,15 +218,17 @@ class TestLargeFramesTogether:
                     first.socket.sendall(large[100_000:])
                     return f"{error.code} {first.receive().error}"
 
-            with narrow.connect() as peer, in_background(NOBODY, hog) as answer:
+            with (
+                narrow.connect() as peer,
+                in_background(NOBODY, hog) as answer,
+                open(tell, "wb"),
+            ):
                 wait_until(lambda: peer.ask("status").fields["connections"] > 1, "it is there")
                 peer.socket.sendall(large)
                 assert peer.receive().error is None
                 with narrow.connect() as other:  # for this one there is none left in all
                     other.socket.sendall(self.LARGE.to_bytes(4))
                     assert isinstance(farewell(other), Overloaded)
-                done.write(b"!")
-                done.flush()
             assert answer == ["overloaded None"]
 
     def test_a_peer_that_is_thrown_out_leaves_its_place(
