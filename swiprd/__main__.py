@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import resource
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -84,6 +85,8 @@ def _serve(options: argparse.Namespace) -> int:
         )
         return _EX_USAGE
     os.umask(0o077)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a client, an image: one each
     manager = Manager()
     while True:
         settings, fault = _settings(options, managed)

@@ -28,7 +28,7 @@ from swiprd.config import Settings
 from swiprd.lifecycle import State
 from swiprd.log import log
 from swiprd.memfd import sealed_memfd
-from swiprd.supervisor import Shape, Supervisor
+from swiprd.supervisor import CANARY_LIMITS, Shape, Supervisor
 
 _LEAST_SECONDS = 0.8  # a measurement takes so long at least,
 _LEAST_ANSWERS = 12  # until there were so many answers,
@@ -187,7 +187,8 @@ class _Trial:
                     done=_ignore,
                 )
                 for _ in range(self._shape.batch)
-            ]
+            ],
+            CANARY_LIMITS,
         )
 
     def _replied(self, worker: Worker, _job: Job, _reply: Reply) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from swiprctl.errors import BadRequest
 from swiprctl.protocol import Frame, Reply, encode
 from swiprd.admission import Job
 from swiprd.channel import Channel
@@ -43,7 +44,6 @@ class Worker:
         threads: int,
         sock: socket.socket,
         *,
-        limits: dict[str, object],
         on_forked: Callable[[Worker], None],
         on_reply: Callable[[Worker, Job, Reply], None],
         on_gone: Callable[[Worker], None],
@@ -58,7 +58,6 @@ class Worker:
         self.probing = False
         self.condemned = ""
         self.status: int | None = None
-        self._limits = limits
         self._pidfd = -1
         self._exited = False
         self._on_forked = on_forked
@@ -77,13 +76,13 @@ class Worker:
             self.state = after(self.state, Event.FORKED)
             self._on_forked(self)
 
-    def give(self, jobs: Sequence[Job]) -> None:
-        """Hand over a batch. Their images stay open until they are answered."""
+    def give(self, jobs: Sequence[Job], limits: dict[str, int]) -> None:
+        """Hand over a batch. `limits`: max_bytes and max_pixels of each image."""
         if self.state is not State.WARMING:
             self.state = after(self.state, Event.GIVEN)
         for job in jobs:
             self.jobs[job.id] = job
-            frame = encode({"id": job.id, "size": len(jobs), **self._limits})
+            frame = encode({"id": job.id, "size": len(jobs), **limits})
             self._channel.send(frame, job.image)
 
     def kill(self, why: str) -> None:
@@ -115,10 +114,14 @@ class Worker:
 
     def _replied(self, frame: Frame) -> None:
         reply = Reply.parse(frame.fields)
-        job = self.jobs.pop(reply.id, None) if reply.id is not None else None
+        job = self.jobs.get(reply.id) if reply.id is not None else None
         if job is None or frame.attachment is not None:
-            self.kill("it answered what it was not asked")
+            if frame.attachment is not None:
+                os.close(frame.attachment)
+            # Not `kill()`: that is for the daemon's own reasons, and leaves the jobs to it.
+            self._channel.close(BadRequest("it answered what it was not asked"))
             return
+        del self.jobs[job.id]
         if not self.jobs:
             self.state = after(self.state, Event.ANSWERED)
         self.answered += 1

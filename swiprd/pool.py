@@ -56,11 +56,12 @@ class Pool:
         folder: str,
         device: str,
         shape: Shape,
-        limits: dict[str, object],
+        limits: dict[str, int],
         canary: Callable[[dict[str, Any]], Canary],
         ids: Iterator[int],
     ) -> None:
         self._owner = owner
+        self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._running: dict[int, Worker] = {}
         self._drained: asyncio.Event | None = None
@@ -69,7 +70,6 @@ class Pool:
             folder=folder,
             device=device,
             shape=shape,
-            limits=limits,
             canary=canary,
             ids=ids,
         )
@@ -88,7 +88,7 @@ class Pool:
             for job in batch:
                 job.started = now
                 self._running[job.id] = worker
-            worker.give(batch)
+            worker.give(batch, self._limits)
 
     def expire(self, job: Job) -> None:
         """A running job's deadline has passed: kill its worker; its neighbours run again."""

@@ -168,7 +168,7 @@ class Service:
     def cancel(self, owner: object) -> None:
         """Forget what waits for an owner who has left. What runs ends unheard."""
         for job in self._admission.cancel(owner):
-            self._end(job, ShuttingDown("the client left"))
+            self._end(job, ShuttingDown("the client left"), counted="left")
 
     def take(self) -> Job | None:
         """See `pool.Owner`."""
@@ -387,7 +387,7 @@ class Service:
             if self._admission.withdraw(job):
                 self._end(job, error)
 
-    def _end(self, job: Job, outcome: Outcome) -> None:
+    def _end(self, job: Job, outcome: Outcome, *, counted: str = "") -> None:
         """The one place where a job ends: its timer, its descriptor, its count, its answer."""
         job.ended = True
         timer = self._timers.pop(job.id, None)
@@ -397,7 +397,7 @@ class Service:
         self._jobs.discard(job)
         now = self.last_active = self._loop.time()
         code = outcome.code if isinstance(outcome, SwiprError) else "ok"
-        self.stats.ended(job.uid, code, now - job.arrived)
+        self.stats.ended(job.uid, counted or code, now - job.arrived)
         if not self._jobs:
             self._idle.set()
         job.done(job, outcome)

@@ -27,6 +27,9 @@ from swiprd.memfd import sealed_memfd
 MAX_FALSE_STARTS = 3
 """Workers in a row that may die or answer wrongly at their first canary, before the model is."""
 
+CANARY_LIMITS = {"max_bytes": 64 << 20, "max_pixels": 178_956_970}
+"""The canary is ours: what clients may send is no limit on it."""
+
 _EVENTS_KEPT = 32
 
 
@@ -76,14 +79,12 @@ class Supervisor:
         folder: str,
         device: str,
         shape: Shape,
-        limits: dict[str, object],
         canary: Callable[[dict[str, Any]], Canary],
         ids: Iterator[int],
     ) -> None:
         self._employer = employer
         self._folder = folder
         self._device = device
-        self._limits = limits
         self._make_canary = canary
         self._ids = ids
         self._numbers = count(1)
@@ -104,6 +105,7 @@ class Supervisor:
         self._hold_until = 0.0
         self._timers: set[asyncio.TimerHandle] = set()
         self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._checking: asyncio.Future[None] | None = None
         self._closed = asyncio.Event()
 
     # --- life
@@ -213,14 +215,15 @@ class Supervisor:
         Raises:
             LoadingFailed: no worker is alive, or its answer is wrong or late; it has been killed.
         """
-        idle = [w for w in self.workers.values() if w.state is State.IDLE]
-        if not idle:
-            raise LoadingFailed("no worker is ready")
         begun = self._loop.time()
-        outcome: asyncio.Future[None] = self._loop.create_future()
-        # The one not heard of for longest: so the standby, too, has its turn.
-        self._probe(min(idle, key=lambda w: w.heard), outcome, timeout)
-        await outcome
+        if self._checking is None or self._checking.done():  # who asks meanwhile shares the answer
+            idle = [w for w in self.workers.values() if w.state is State.IDLE]
+            if not idle:
+                raise LoadingFailed("no worker is ready", 1.0)
+            self._checking = self._loop.create_future()
+            # The one not heard of for longest: so the standby, too, has its turn.
+            self._probe(min(idle, key=lambda w: w.heard), self._checking, timeout)
+        await asyncio.shield(self._checking)
         return self._loop.time() - begun
 
     def fork_for_trial(
@@ -306,7 +309,6 @@ class Supervisor:
             number,
             threads,
             self._forkserver.fork(number, threads),
-            limits=self._limits,
             on_forked=on_forked,
             on_reply=on_reply,
             on_gone=on_gone,
@@ -361,7 +363,7 @@ class Supervisor:
         )
         timer = self._loop.call_later(timeout, self._late, worker, job)
         worker.probing = True
-        worker.give([job])
+        worker.give([job], CANARY_LIMITS)
 
     def _late(self, worker: Worker, job: Job) -> None:
         self._end_probe(job, LoadingFailed("a worker did not answer the canary in time"))

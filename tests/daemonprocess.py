@@ -83,24 +83,39 @@ class DaemonProcess:
         model: Path,
         environment: dict[str, str] | None = None,
     ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "s.sock"
+        self._start(
+            folder,
+            [
+                *(sys.executable, "-P", "-m", "swiprd", "serve"),
+                *("--socket", str(self.path), "--model", str(model)),
+                *("--cache", str(folder / "cache"), "--config", os.devnull),
+                *arguments,
+            ],
+            environment=environment,
+        )
+
+    def _start(
+        self,
+        folder: Path,
+        command: list[str],
+        *,
+        environment: dict[str, str] | None = None,
+        pass_fds: tuple[int, ...] = (),
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / "log"
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notify.bind(str(folder / "notify"))
         self.told: list[str] = []
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [
-                    *(sys.executable, "-P", "-m", "swiprd", "serve"),
-                    *("--socket", str(self.path), "--model", str(model)),
-                    *("--cache", str(folder / "cache"), "--config", os.devnull),
-                    *arguments,
-                ],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env={**os.environ, "NOTIFY_SOCKET": str(folder / "notify"), **(environment or {})},
+                pass_fds=pass_fds,
             )
 
     @property
