@@ -1,6 +1,8 @@
 # make demo   predictions on the sample photographs, from nothing
 # make test   the whole suite
 # make lint   ruff and strict mypy
+# make deb    the Debian packages, into dist/ (as root)
+# make e2e    the packages on a Debian 13 with a real systemd (as root); STEPS="1 6" for some of it
 # make bench  figures for this machine; BENCH_ARGS=--help for what can be chosen
 # make clean  forget the environment
 
@@ -10,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint .ci/constraints.txt
 INPUTS := pyproject.toml .ci/constraints.txt
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint deb e2e bench clean
 
 demo: $(VENV)/.daemon
 	@$(BIN)/python tests/demo.py
@@ -22,6 +24,12 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+deb:
+	packaging/deb dist
+
+e2e:
+	tests/e2e/run $(STEPS)
 
 bench: $(VENV)/.test
 	@# The client as a user gets it: not editable, compiled, nothing beside it.

@@ -28,7 +28,8 @@ from swiprd.config import Settings
 from swiprd.lifecycle import State
 from swiprd.log import log
 from swiprd.memfd import sealed_memfd
-from swiprd.supervisor import CANARY_LIMITS, Shape, Supervisor
+from swiprd.probe import CANARY_LIMITS
+from swiprd.supervisor import Shape, Supervisor
 
 _LEAST_SECONDS = 0.8  # a measurement takes so long at least,
 _LEAST_ANSWERS = 12  # until there were so many answers,

@@ -112,14 +112,14 @@ class Daemon:
         with contextlib.suppress(SwiprError):  # logged and in the status by now
             await service.reload()
 
-    def _reloads(self, begun: bool) -> None:
+    def _reloads(self, begun: bool, line: str) -> None:
         """A model that serves is being replaced, or that is over, one way or the other."""
         self._in_reload = begun
         if begun:
             self._manager.reloading()
             self._manager.extend(_EXTEND)
         else:
-            self._manager.reloaded()
+            self._manager.reloaded(line)
 
     async def _extend(self) -> None:
         """Keep systemd from ending a start that takes long, or one that waits for a repair, or a

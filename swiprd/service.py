@@ -51,7 +51,8 @@ class Service:
 
     Args:
         on_phase: called when `phase` has changed, with a line for people.
-        on_reload: called when a model that serves begins to be replaced, and when that is over.
+        on_reload: called with True when a model that serves begins to be replaced, and with False
+            when that is over; with `reason`.
         fault: why no model can be loaded at all; empty where one can be tried.
 
     Attributes:
@@ -63,7 +64,7 @@ class Service:
         self,
         settings: Settings,
         on_phase: Callable[[Phase, str], None],
-        on_reload: Callable[[bool], None] = lambda _: None,
+        on_reload: Callable[[bool, str], None] = lambda _, __: None,
         *,
         fault: str = "",
     ) -> None:
@@ -266,7 +267,7 @@ class Service:
         async with self._reloading:
             replaces = self.phase is Phase.READY
             if replaces:
-                self._on_reload(True)
+                self._on_reload(True, self.reason)
             try:
                 pool, bundle = await self._load()
                 self._install(pool, bundle)
@@ -276,14 +277,14 @@ class Service:
                 raise
             finally:
                 if replaces:
-                    self._on_reload(False)
+                    self._on_reload(False, self.reason)
 
     def _reload_failed(self, error: LoadingFailed) -> None:
         self.reload_error = str(error)
         log.error("reload failed: %s", error)
         if self._pool is not None and self.phase is Phase.READY:
             old = self._pool.staff.described["model"]
-            self._enter(Phase.READY, f"serving {old}, as before: reload failed: {error}")
+            self.reason = f"serving {old}, as before: reload failed: {error}"
 
     # --- loading
 

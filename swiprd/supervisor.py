@@ -15,20 +15,17 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, Protocol
 
-from swiprctl.errors import LoadingFailed, SwiprError
+from swiprctl.errors import LoadingFailed
 from swiprctl.protocol import DEFAULT_TIMEOUT, Reply
 from swiprd.admission import Job
-from swiprd.canary import Canary, WrongAnswer
+from swiprd.canary import Canary
 from swiprd.children import Forkserver, Worker
 from swiprd.lifecycle import Backoff, State
 from swiprd.log import log
-from swiprd.memfd import sealed_memfd
+from swiprd.probe import Probe
 
 MAX_FALSE_STARTS = 3
 """Workers in a row that may die or answer wrongly at their first canary, before the model is."""
-
-CANARY_LIMITS = {"max_bytes": 64 << 20, "max_pixels": 178_956_970}
-"""The canary is ours: what clients may send is no limit on it."""
 
 _EVENTS_KEPT = 32
 
@@ -105,7 +102,8 @@ class Supervisor:
         self._hold_until = 0.0
         self._timers: set[asyncio.TimerHandle] = set()
         self._ready: asyncio.Future[None] = self._loop.create_future()
-        self._checking: asyncio.Future[None] | None = None
+        self._checked: Worker | None = None  # whom `check()` has asked,
+        self._checking: asyncio.Future[None] = self._loop.create_future()  # and what comes of it
         self._closed = asyncio.Event()
 
     # --- life
@@ -216,13 +214,14 @@ class Supervisor:
             LoadingFailed: no worker is alive, or its answer is wrong or late; it has been killed.
         """
         begun = self._loop.time()
-        if self._checking is None or self._checking.done():  # who asks meanwhile shares the answer
+        if self._checked is None:  # who asks meanwhile shares the answer
             idle = [w for w in self.workers.values() if w.state is State.IDLE]
             if not idle:
                 raise LoadingFailed("no worker is ready", 1.0)
             self._checking = self._loop.create_future()
             # The one not heard of for longest: so the standby, too, has its turn.
-            self._probe(min(idle, key=lambda w: w.heard), self._checking, timeout)
+            self._checked = min(idle, key=lambda w: w.heard)
+            self._probe(self._checked, timeout)
         await asyncio.shield(self._checking)
         return self._loop.time() - begun
 
@@ -322,79 +321,39 @@ class Supervisor:
 
     # --- the canary
 
-    def _probe(
-        self,
-        worker: Worker,
-        outcome: asyncio.Future[None] | None = None,
-        timeout: float = DEFAULT_TIMEOUT,
-    ) -> None:
-        """Have a worker run the canary. Without an outcome it is the worker's first."""
+    def _probe(self, worker: Worker, timeout: float = DEFAULT_TIMEOUT) -> None:
+        """Have a worker run the canary; without its right answer it is not kept."""
         assert self.canary is not None
-        now = self._loop.time()
-
-        def done(_job: Job, result: dict[str, object] | SwiprError) -> None:
-            timer.cancel()
-            os.close(image)
-            if outcome is not None and not outcome.done():
-                if isinstance(result, SwiprError):
-                    outcome.set_exception(result)
-                else:
-                    outcome.set_result(None)
-
         try:
-            image = sealed_memfd(self.canary.image)
+            Probe(
+                worker,
+                self.canary,
+                job_id=next(self._ids),
+                timeout=timeout,
+                on_end=self._probed,
+            )
         except OSError as error:
-            why = f"no canary could be made for it: {error.strerror}"
-            if outcome is not None:
-                outcome.set_exception(LoadingFailed(why))
-            self.discard(worker, why)
-            self._false_start(why)
-            return
-        job = Job(
-            id=next(self._ids),
-            uid=0,
-            owner=self,
-            image=image,
-            arrived=now,
-            started=now,
-            deadline=now + timeout,
-            timeout=timeout,
-            done=done,
-        )
-        timer = self._loop.call_later(timeout, self._late, worker, job)
-        worker.probing = True
-        worker.give([job], CANARY_LIMITS)
+            self._probed(worker, LoadingFailed(f"no canary could be made: {error.strerror}"))
 
-    def _late(self, worker: Worker, job: Job) -> None:
-        self._end_probe(job, LoadingFailed("a worker did not answer the canary in time"))
-        self.discard(worker, "it did not answer the canary in time")
-        self._false_start("it did not answer the canary in time")
-
-    def _probed(self, worker: Worker, job: Job, reply: Reply) -> None:
-        worker.probing = False
-        assert self.canary is not None
-        row: Any = reply.fields.get("probabilities", ())
-        try:
-            if reply.error is not None:
-                raise WrongAnswer(str(reply.error))
-            self.canary.check(row)
-        except WrongAnswer as error:
-            self._end_probe(job, LoadingFailed(f"the model answers the canary wrongly: {error}"))
-            self.discard(worker, f"canary: {error}")
-            self._false_start(str(error))
+    def _probed(self, worker: Worker, error: LoadingFailed | None) -> None:
+        if self._checked is worker:
+            self._checked = None
+            if error is None:
+                self._checking.set_result(None)
+            else:
+                self._checking.set_exception(error)
+        if error is not None:
+            fault = worker.state is not State.GONE or _cause(worker.status)[1]
+            self.discard(worker, str(error))
+            if fault:
+                self._false_start(str(error))
             return
         self._hold_until = 0.0
         self._fork_backoff.succeeded()
         self._load_backoff.succeeded()
         if not self._ready.done():
             self._ready.set_result(None)
-        self._end_probe(job, reply.fields)
         self.fill()
-
-    def _end_probe(self, job: Job, result: dict[str, object] | SwiprError) -> None:
-        if not job.ended:
-            job.ended = True
-            job.done(job, result)
 
     def _false_start(self, why: str) -> None:
         """A worker did not get as far as its first answer: wait before the next, or give up."""
@@ -410,8 +369,8 @@ class Supervisor:
     # --- what workers do
 
     def _replied(self, worker: Worker, job: Job, reply: Reply) -> None:
-        if job.owner is self:
-            self._probed(worker, job, reply)
+        if isinstance(job.owner, Probe):
+            job.owner.replied(reply)
         else:
             self._employer.replied(job, reply)
         if worker.threads != self.shape.threads:
@@ -426,16 +385,16 @@ class Supervisor:
             worker.jobs.clear()
             how, own_fault = _cause(worker.status)
             self._note(worker, how)
-            if own_fault and worker.probing:
-                self._false_start(f"it died: {how}")
             self._leave(jobs, how, own_fault)
         self.fill()
 
     def _leave(self, jobs: list[Job], how: str, own_fault: bool) -> None:
+        rest = []
         for job in jobs:
-            if job.owner is self:
-                self._end_probe(job, LoadingFailed(f"a worker died at the canary: {how}"))
-        rest = [job for job in jobs if job.owner is not self]
+            if isinstance(job.owner, Probe):
+                job.owner.lost(how)
+            else:
+                rest.append(job)
         if rest:
             self._employer.left(rest, how, own_fault)
 

@@ -69,9 +69,9 @@ class Manager:
         usec = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self._tell(f"RELOADING=1\nMONOTONIC_USEC={usec}")
 
-    def reloaded(self) -> None:
+    def reloaded(self, status: str) -> None:
         """A reload is over, with a new model or the old one."""
-        self._tell("READY=1")
+        self._tell(f"READY=1\nSTATUS={_line(status)}")
 
     def stopping(self, status: str) -> None:
         """The daemon is draining and will leave."""

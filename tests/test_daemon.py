@@ -176,13 +176,17 @@ class TestDeadline:
         self, start_daemon: StartDaemon, photos: list[bytes], slow: int
     ) -> None:
         daemon = start_daemon("--workers=2", "--threads=1", "--batch=1").wait_ready()
-        daemon.wait_status(lambda s: len(s["workers"]) == 3)
+        daemon.wait_status(lambda s: [w["state"] for w in s["workers"]] == ["idle"] * 3)
         with daemon.connect() as stuck, daemon.connect() as other:
-            stuck.send(1, descriptor=slow, timeout=1.0)
+            stuck.send(1, descriptor=slow, timeout=8.0)
+            daemon.wait_status(lambda s: any(w["state"] == "busy" for w in s["workers"]))
+            (busy,) = daemon.workers("busy")
+            os.kill(busy, signal.SIGSTOP)  # stuck for good, however fast this machine is
             for photo in photos:
                 assert other.ask(image=photo).error is None
             assert daemon.status()["queue"]["total"] == 1, "the stuck one should still run"
             assert isinstance(stuck.receive().error, DeadlineExceeded)
+            wait_until(lambda: not is_alive(busy), "the stuck worker is killed")
 
     def test_it_covers_the_queue(
         self, start_daemon: StartDaemon, photos: list[bytes], slow: int

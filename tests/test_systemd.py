@@ -186,7 +186,7 @@ class TestNotifying:
             "manager.ready('serving m@1')\n"
             "manager.alive()\n"
             "manager.reloading()\n"
-            "manager.reloaded()\n"
+            "manager.reloaded('serving m@2')\n"
             "manager.stopping('bye')\n",
             NOTIFY_SOCKET=str(tmp_path / "notify"),
         )
@@ -200,7 +200,7 @@ class TestNotifying:
         name, _, usec = usec.partition("=")
         assert name == "MONOTONIC_USEC"
         assert before < int(usec) < time.monotonic_ns() // 1000
-        assert reloaded == "READY=1"
+        assert reloaded == "READY=1\nSTATUS=serving m@2"
         assert stopping == "STOPPING=1\nSTATUS=bye"
 
     def test_a_status_is_one_line(self, told: Told, tmp_path: Path) -> None:
