@@ -1,0 +1,1 @@
+"""The default model, and the scripts that make it; the daemon reads its files, not this code."""
