@@ -426,9 +426,10 @@ class TestConnections:
                 assert peer.ask("status").error is None
 
             def hold() -> str:
-                peers = [Peer(path) for _ in range(CONNECTIONS - 3)]
-                for peer in peers:
-                    peer.ask("status")
+                peers = []
+                for _ in range(CONNECTIONS - 3):  # each has spoken before the last is counted
+                    peers.append(Peer(path))
+                    peers[-1].ask("status")
                 sockets = [peer.socket for peer in peers]
                 closed = select.select(sockets, [], [], PATIENCE)[0]
                 return str([sockets.index(sock) for sock in closed])
