@@ -34,7 +34,8 @@ from swiprd.supervisor import Shape, Supervisor
 _LEAST_SECONDS = 0.8  # a measurement takes so long at least,
 _LEAST_ANSWERS = 12  # until there were so many answers,
 _MOST_SECONDS = 6.0  # but no longer than this
-_MARGIN = 1.05  # a more crowded arrangement must be this much better: less is noise
+_SPREAD_MARGIN = 1.2  # more workers must be worth so much: each image takes longer, and memory
+_BATCH_MARGIN = 1.1  # larger batches must be this much better: less is noise
 _BATCHES = (2, 4, 8)
 _MOST_WORKERS = 8
 _POLL = 0.5  # seconds between looks whether the daemon is quiet
@@ -82,7 +83,7 @@ async def _search(
     best: Shape | None = None
     for shape in _spreads(told):
         figures[shape] = await _measure(staff, shape, quiet)
-        if best is None or figures[shape] > figures[best] * _MARGIN:
+        if best is None or figures[shape] > figures[best] * _SPREAD_MARGIN:
             best = shape
     assert best is not None
     if told["batch"] is None:
@@ -90,7 +91,7 @@ async def _search(
             shape = replace(best, batch=batch)
             figures[shape] = await _measure(staff, shape, quiet)
         largest = max(figures, key=lambda s: figures[s])
-        if figures[largest] > figures[best] * _MARGIN:
+        if figures[largest] > figures[best] * _BATCH_MARGIN:
             best = largest
     return best, figures
 
