@@ -18,16 +18,14 @@ from typing import Any
 
 from swiprctl.errors import BadRequest, Forbidden, Overloaded, SwiprError
 from swiprctl.protocol import Frame, Reply, Request, request_id
-from swiprd.channel import Channel
 from swiprd.config import Settings
+from swiprd.connection import HIGH_WATER, Connection
 from swiprd.log import log
 from swiprd.memfd import sealed_memfd
 from swiprd.service import Outcome, Service
 
 _UCRED = struct.Struct("3i")  # pid, uid, gid: unix(7)
 _SWEEP = 0.25  # seconds between looks at slow peers: what a limit on them may be late by
-_REQUEST_ITEMS = 64  # things in a request's map; five mean something, the rest is for later clients
-_HIGH_WATER = 1 << 20  # bytes of unread replies at which a client is not read from any more
 _ACCEPTS = 16  # connections taken in one go, so that a flood of them does not starve the rest
 _NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _ACCEPT_PAUSE = 0.5  # seconds, when there are no descriptors left
@@ -43,7 +41,7 @@ class Server:
         self._service = service
         self._settings = settings
         self._loop = asyncio.get_running_loop()
-        self._connections: set[_Connection] = set()
+        self._connections: set[Connection] = set()
         self._reading: Counter[int] = Counter()  # bytes of large frames being read, by uid
         self._waiting = 0  # bytes of inline images whose requests have no answer yet
         self._accepting = False
@@ -114,7 +112,7 @@ class Server:
             with sock, contextlib.suppress(OSError):  # it may have left
                 sock.send(Reply(None, None, full).encode())
             return
-        self._connections.add(_Connection(self, sock, uid))
+        self._connections.add(Connection(self, sock, uid))
 
     def _make_room(self) -> bool:
         """Close the connection that has been idle longest, of the uid that has the most.
@@ -142,7 +140,7 @@ class Server:
             if channel.unsent and now - channel.last_write > limits.slow_reader:
                 channel.close()
             elif connection.paused:
-                if channel.unsent < _HIGH_WATER:
+                if channel.unsent < HIGH_WATER:
                     connection.paused = False
                     channel.pause(False)
             elif channel.decoder.mid_frame and silent > limits.stall:
@@ -169,12 +167,12 @@ class Server:
             del self._reading[uid]
         return True
 
-    def forget(self, connection: _Connection) -> None:
+    def forget(self, connection: Connection) -> None:
         """A connection is closed: what it waits for need not be done."""
         self._connections.discard(connection)
         self._service.cancel(connection)
 
-    def handle(self, connection: _Connection, frame: Frame) -> None:
+    def handle(self, connection: Connection, frame: Frame) -> None:
         """Act on one request. The frame's descriptor is owned from here."""
         attachment = frame.attachment
         try:
@@ -212,7 +210,7 @@ class Server:
         finally:
             _close(attachment)
 
-    def _submit(self, connection: _Connection, request: Request, image: int) -> None:
+    def _submit(self, connection: Connection, request: Request, image: int) -> None:
         size = len(request.image or b"")
         self._waiting += size
 
@@ -249,7 +247,7 @@ class Server:
         except OSError as error:
             raise Overloaded(f"no room for the image: {error.strerror}", 1.0) from None
 
-    async def _inquire(self, connection: _Connection, identity: int, op: str) -> None:
+    async def _inquire(self, connection: Connection, identity: int, op: str) -> None:
         service = self._service
         outcome: Outcome
         try:
@@ -271,50 +269,6 @@ class Server:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-class _Connection:
-    """One client.
-
-    Attributes:
-        in_flight: ids of requests without an answer yet.
-        spoke: whether a whole request has come.
-        paused: whether it is not read from, because it does not read either.
-    """
-
-    def __init__(self, server: Server, sock: socket.socket, uid: int) -> None:
-        self.uid = uid
-        self.in_flight: set[int] = set()
-        self.spoke = False
-        self.paused = False
-        self._server = server
-        self.channel = Channel(
-            sock,
-            on_frame=self._received,
-            on_closed=lambda _error: server.forget(self),
-            farewell=lambda error: Reply(None, None, error).encode(),
-            reserve=lambda size: server.reserve(uid, size),
-            items=_REQUEST_ITEMS,
-        )
-
-    def answer(self, identity: int, outcome: Outcome) -> None:
-        """Answer a request in flight."""
-        self.in_flight.discard(identity)
-        if isinstance(outcome, SwiprError):
-            self.send(Reply(identity, None, outcome))
-        else:
-            self.send(Reply(identity, outcome))
-
-    def send(self, reply: Reply) -> None:
-        """Send a reply; read no further requests from a client that leaves too many unread."""
-        self.channel.send(reply.encode())
-        if self.channel.unsent > _HIGH_WATER and not self.paused:
-            self.paused = True
-            self.channel.pause(True)
-
-    def _received(self, frame: Frame) -> None:
-        self.spoke = True
-        self._server.handle(self, frame)
 
 
 def _close(descriptor: int | None) -> None:

@@ -30,7 +30,6 @@ LONG = {
     "swiprd.images",
     "swiprd.model",
     "swiprd.supervisor",
-    "swiprd.server",
     "swiprd.service",
 }
 """Modules that are longer. Each should be on its way out of this set."""
