@@ -34,11 +34,14 @@ class Channel:
             protocol.
         reserve: asked with a number of bytes before a frame larger than a read is buffered, and
             told with the same number negated when it no longer is; a False refuses the frame.
+        ask: given what there is to be done for the peer, does it now or sees to it that it is done
+            later; see `Turns.ask`. At once, where there is none.
         limit: bytes of a frame's payload.
         items: things in its lists and maps, all together.
 
     Attributes:
         unsent: bytes that wait for the peer to read.
+        due: there is something to read or to hand on, and it is not this peer's turn yet.
         last_read: loop time of the last bytes that came in.
         last_write: loop time when the last bytes went out, or when output began to wait.
     """
@@ -51,6 +54,7 @@ class Channel:
         on_closed: Callable[[Exception | None], None],
         farewell: Callable[[SwiprError], bytes] | None = None,
         reserve: Callable[[int], bool] | None = None,
+        ask: Callable[[Callable[[], None]], bool] | None = None,
         limit: int = MAX_FRAME,
         items: int = MAX_ITEMS,
     ) -> None:
@@ -69,7 +73,8 @@ class Channel:
         self._paused = False
         self._listening = True
         self._backlog = False  # whole frames may wait in the decoder
-        self._turn: asyncio.Handle | None = None
+        self._ask = ask
+        self.due = False
         self.last_read = self.last_write = self._loop.time()
         self._loop.add_reader(sock, self._readable)
 
@@ -135,6 +140,23 @@ class Channel:
         self.close(error)
 
     def _readable(self) -> None:
+        if self._ask is None:
+            self._read()
+            return
+        self.due = True
+        if not self._ask(self._take_turn):
+            self._arrange()  # not to be told again and again that there is something to read
+
+    def _take_turn(self) -> None:
+        self.due = False
+        if not self.closed and not self._paused:
+            if self._backlog:
+                self._deliver()
+            else:
+                self._read()
+        self._arrange()
+
+    def _read(self) -> None:
         try:
             data, ancillary, flags, _ = self._socket.recvmsg(_READ, _ROOM, _ANCILLARY_FLAGS)
         except (BlockingIOError, InterruptedError):
@@ -162,9 +184,6 @@ class Channel:
 
     def _deliver(self) -> None:
         """Hand on whole frames until there is none, this turn is over or the receiver pauses."""
-        self._turn = None
-        if self.closed or self._paused:
-            return
         self._backlog = True
         frames = self.decoder.frames()
         try:
@@ -190,15 +209,23 @@ class Channel:
         """Read on; or first hand on what has been read; or neither, while the receiver pauses."""
         if self.closed:
             return
-        listening = not self._paused and not self._backlog
+        listening = not self._paused and not self._backlog and not self.due
         if listening != self._listening:
             self._listening = listening
             if listening:
                 self._loop.add_reader(self._socket, self._readable)
             else:
                 self._loop.remove_reader(self._socket)
-        if self._backlog and not self._paused and self._turn is None:
-            self._turn = self._loop.call_soon(self._deliver)
+        if self._backlog and not self._paused and not self.due:
+            self.due = True
+            # Never from within: the frames would all be handed on in one go.
+            self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        if self._ask is None or self.closed:
+            self._take_turn()
+        else:
+            self._ask(self._take_turn)
 
     def _hold(self, size: int) -> bool:
         """Reserve room for the frame being read; give back what the one before had."""

@@ -12,6 +12,7 @@ from swiprctl.errors import SwiprError
 from swiprctl.protocol import Frame, Reply
 from swiprd.channel import Channel
 from swiprd.service import Outcome
+from swiprd.turns import Turns
 
 HIGH_WATER = 1 << 20
 """Bytes of unread replies at which a client is not read from any more."""
@@ -21,6 +22,8 @@ _REQUEST_ITEMS = 64  # things in a request's map; five mean something, the rest 
 
 class Host(Protocol):
     """What a connection asks of the server, and tells it."""
+
+    turns: Turns
 
     def reserve(self, uid: int, size: int) -> bool:
         """Whether there is room for a large frame; see `Channel`."""
@@ -53,6 +56,7 @@ class Connection:
             on_closed=lambda _error: host.forget(self),
             farewell=lambda error: Reply(None, None, error).encode(),
             reserve=lambda size: host.reserve(uid, size),
+            ask=lambda work: host.turns.ask(uid, work),
             items=_REQUEST_ITEMS,
         )
 

@@ -23,6 +23,7 @@ from swiprd.connection import HIGH_WATER, Connection
 from swiprd.log import log
 from swiprd.memfd import sealed_memfd
 from swiprd.service import Outcome, Service
+from swiprd.turns import Turns
 
 _UCRED = struct.Struct("3i")  # pid, uid, gid: unix(7)
 _SWEEP = 0.25  # seconds between looks at slow peers: what a limit on them may be late by
@@ -42,6 +43,7 @@ class Server:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._connections: set[Connection] = set()
+        self.turns = Turns()
         self._reading: Counter[int] = Counter()  # bytes of large frames being read, by uid
         self._waiting = 0  # bytes of inline images whose requests have no answer yet
         self._accepting = False
@@ -112,6 +114,7 @@ class Server:
             with sock, contextlib.suppress(OSError):  # it may have left
                 sock.send(Reply(None, None, full).encode())
             return
+        self.turns.join(uid)
         self._connections.add(Connection(self, sock, uid))
 
     def _make_room(self) -> bool:
@@ -136,7 +139,7 @@ class Server:
         limits = self._settings
         for connection in list(self._connections):
             channel = connection.channel
-            silent = now - channel.last_read
+            silent = 0.0 if channel.due else now - channel.last_read
             if channel.unsent and now - channel.last_write > limits.slow_reader:
                 channel.close()
             elif connection.paused:
@@ -170,6 +173,7 @@ class Server:
     def forget(self, connection: Connection) -> None:
         """A connection is closed: what it waits for need not be done."""
         self._connections.discard(connection)
+        self.turns.leave(connection.uid)
         self._service.cancel(connection)
 
     def handle(self, connection: Connection, frame: Frame) -> None:
