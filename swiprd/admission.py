@@ -28,11 +28,13 @@ class Job:
         id: unique in this daemon's life; what the workers call it.
         uid: whose it is, as the kernel says.
         owner: whatever submitted it; `cancel()` finds its jobs by it.
-        image: the descriptor; closed by whoever ends the job, through `end`.
+        image: the descriptor; whoever ends the job has it closed, by `discard`.
         arrived: seconds, monotonic.
         deadline: seconds, monotonic. Infinite while the model loads, if the client named none.
         timeout: seconds that the client named, None where it left that to the daemon.
         done: called once, with the row's fields or the error.
+        discard: closes a descriptor of this image.
+        blame: called where a worker has hung with an image that may be to blame for it.
         started: when a worker got it, monotonic; 0 before.
         threads: that it runs on by itself; 0 in a batch of several.
         crashes: workers that died by themselves with it.
@@ -48,6 +50,8 @@ class Job:
     deadline: float
     timeout: float | None
     done: Callable[[Job, dict[str, object] | SwiprError], None]
+    discard: Callable[[int], None]
+    blame: Callable[[], None] | None = None
     started: float = 0.0
     threads: int = 0
     crashes: int = 0

@@ -11,6 +11,8 @@ from typing import Protocol
 from swiprctl.errors import SwiprError
 from swiprctl.protocol import Frame, Reply
 from swiprd.channel import Channel
+from swiprd.closing import Closer
+from swiprd.room import Room
 from swiprd.service import Outcome
 from swiprd.turns import Turns
 
@@ -24,9 +26,8 @@ class Host(Protocol):
     """What a connection asks of the server, and tells it."""
 
     turns: Turns
-
-    def reserve(self, uid: int, size: int) -> bool:
-        """Whether there is room for a large frame; see `Channel`."""
+    closer: Closer
+    room: Room
 
     def forget(self, connection: Connection) -> None:
         """The connection is closed."""
@@ -55,10 +56,16 @@ class Connection:
             on_frame=self._received,
             on_closed=lambda _error: host.forget(self),
             farewell=lambda error: Reply(None, None, error).encode(),
-            reserve=lambda size: host.reserve(uid, size),
+            reserve=lambda size: host.room.reserve(uid, size),
             ask=lambda work: host.turns.ask(uid, work),
+            discard=lambda descriptor: host.closer.close(descriptor, uid),
             items=_REQUEST_ITEMS,
         )
+
+    def discard(self, descriptor: int | None) -> None:
+        """Close a descriptor that came with a request."""
+        if descriptor is not None:
+            self._host.closer.close(descriptor, self.uid)
 
     def answer(self, identity: int, outcome: Outcome) -> None:
         """Answer a request in flight."""

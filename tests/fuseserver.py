@@ -50,7 +50,7 @@ def possible() -> bool:
 def mounted(folder: Path, photo: Path) -> Iterator[Path]:
     """The filesystem, in a process of its own. Whoever hangs in it is freed at the end."""
     folder.mkdir(exist_ok=True)
-    server = subprocess.Popen(
+    _SERVERS[folder] = server = subprocess.Popen(
         [sys.executable, __file__, str(folder), str(photo)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -61,9 +61,24 @@ def mounted(folder: Path, photo: Path) -> Iterator[Path]:
         assert server.stdout.readline() == b"serving\n"
         yield folder
     finally:
+        release(folder)
+        del _SERVERS[folder]
+
+
+def release(folder: Path) -> None:
+    """Unmount it: whoever hangs in it is freed."""
+    server = _SERVERS[folder]
+    if server.returncode is None:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        server.kill()  # the end of its hold on /dev/fuse is the end of every request that waits
         server.stdin.close()
         server.stdout.close()
         server.wait(30)
+        _LIBC.umount2(os.fsencode(folder), _DETACH)
+
+
+_SERVERS: dict[Path, subprocess.Popen[bytes]] = {}
 
 
 class _Server:

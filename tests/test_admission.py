@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from itertools import count
 
@@ -42,6 +43,7 @@ def make(
         deadline=deadline,
         timeout=None,
         done=_ignore,
+        discard=os.close,
     )
 
 

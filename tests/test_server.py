@@ -22,9 +22,8 @@ from pathlib import Path
 import msgpack
 import pytest
 from conftest import StartDaemon
-from daemonprocess import PATIENCE, DaemonProcess, Peer, as_uid, wait_until
+from daemonprocess import PATIENCE, DaemonProcess, Peer, as_uid, open_to_all, wait_until
 from PIL import Image
-from test_daemon import open_to_all
 from vitals import (
     NAMED_DEFECTS,
     Vitals,
