@@ -24,6 +24,7 @@ MAY_BE_HEAVY = {
     "swiprd.matching",
     "swiprd.mending",
     "swiprd.model",
+    "swiprd.programs",
     "swiprd.skeleton",
     "swiprd.weights",
     "swiprd.worker",
