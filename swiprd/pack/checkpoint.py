@@ -34,7 +34,7 @@ def _harmless() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     A Namespace gets attributes and nothing else; a path is parts of a string, and is not opened; a
     numpy scalar is a dtype and its bytes, and of the dtypes none that holds objects.
     """
-    scalar = type(np.float64(0)).__reduce__(np.float64(0))[0]
+    scalar: Any = np.float64(0).__reduce__()[0]
     return [
         argparse.Namespace,
         (pathlib.PurePosixPath, "pathlib.PosixPath"),
@@ -117,9 +117,10 @@ def _globals(file: Path, form: Format) -> set[str]:
                 name = next(one for one in archive.namelist() if one.endswith("data.pkl"))
                 data = archive.read(name)
         else:
-            with file.open("rb") as opened, mmap.mmap(
-                opened.fileno(), 0, access=mmap.ACCESS_READ
-            ) as mapped:
+            with (
+                file.open("rb") as opened,
+                mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+            ):
                 # Magic number, version, sizes of types, and then what was saved: megabytes of
                 # names at most. The tensors' values follow.
                 data = mapped[: 64 << 20]

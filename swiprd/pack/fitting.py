@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 from dataclasses import dataclass
-
-import torch
 
 from swiprd.architectures import ArchitectureError, build, classifiers
 from swiprd.bundle import Head, Match
 from swiprd.heads import has_fastai_body
-from swiprd.matching import TensorMismatch, describe, match_by_name, match_by_order, weighty
+from swiprd.matching import TensorMismatch, match_by_name, match_by_order, weighty
 from swiprd.pack.errors import NotWeights, Unclear
 from swiprd.pack.naming import Tensors, strip, unwrap_last
 
@@ -31,7 +28,8 @@ class Fit:
 
     Attributes:
         tensors: under the architecture's names, or in its order.
-        last: name that the last layer had in the checkpoint, such as "classifier.0".
+        last: name of the last layer in the checkpoint, where it lay in a Sequential there, such
+            as "classifier.0"; else empty.
         crop: edge of the pictures that the tensors are made for; None where any will do.
         prefix: what stood before the names.
     """
@@ -117,28 +115,24 @@ def _fit_fastai(tensors: Tensors, architecture: str) -> Fit:
 def _fit_names(tensors: Tensors, architecture: str) -> Fit:
     template = _template(architecture)
     stripped, prefix = strip(tensors, [name for name, _ in weighty(template)])
-    stripped, inside = unwrap_last(stripped, last_layer(template))
+    last = _last_layer(template)
+    stripped, inside = unwrap_last(stripped, last)
     crop = _crop_of(architecture, stripped)
-    weight = stripped.get(f"{last_layer(template)}.weight")
-    if weight is None or weight.dim() == 0:
-        missing = TensorMismatch(
-            f"{last_layer(template)}.weight", f"the last layer of {architecture}", "nothing"
-        )
-        # An earlier difference says more.
-        classes = 1
-    else:
-        missing, classes = None, weight.shape[0]
+    weight = stripped.get(f"{last}.weight")
+    # Without a last layer there is a difference, and an earlier one says more.
+    classes = weight.shape[0] if weight is not None and weight.dim() else 1
     module = build(architecture, classes=classes, state=stripped, crop=crop or 224)
-    matched = match_by_name(module.state_dict(), stripped, f"{architecture}, {classes} classes")
-    if missing is not None:
-        raise missing
+    floats = {
+        name: one.float() if one.is_floating_point() else one for name, one in stripped.items()
+    }
+    matched = match_by_name(module.state_dict(), floats, f"{architecture}, {classes} classes")
     return Fit(
         architecture=architecture,
         head="default",
         match="name",
         classes=classes,
         tensors={name: matched[name] for name in module.state_dict()},
-        last=inside,
+        last=inside if inside != last else "",
         crop=crop,
         prefix=prefix,
     )
@@ -149,7 +143,7 @@ def _template(architecture: str) -> Tensors:
     return dict(build(architecture, classes=_CLASSES, state={}).state_dict())
 
 
-def last_layer(template: Tensors) -> str:
+def _last_layer(template: Tensors) -> str:
     """Name the layer whose weights have a row for each class."""
     names = [name for name, tensor in template.items() if _CLASSES in tensor.shape]
     return names[-1].rpartition(".")[0]

@@ -20,7 +20,7 @@ Format = Literal["zip", "legacy", "safetensors", "torchscript", "export"]
 MAX_SIZE = 16 << 30
 
 # torch.serialization.MAGIC_NUMBER, pickled with protocol 2: how the legacy format begins.
-_LEGACY = bytes.fromhex("80028a0a6cfc9c46f920" "6aa850192e")
+_LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
 _ONNX_VERSIONS = range(3, 32)  # ir_version, the first field; TensorFlow's SavedModel has 1 there
 
 _OTHERS = (

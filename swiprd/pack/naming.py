@@ -91,6 +91,11 @@ def find(content: Any, key: str | None = None) -> Found:
     raise Unclear(f"weights in several places; choose with --key: {', '.join(places)}")
 
 
+def is_average(key: str) -> bool:
+    """Whether a key is one of an average over training steps."""
+    return not {*_AVERAGES}.isdisjoint(key.split("."))
+
+
 def normalise(tensors: Tensors) -> Tensors:
     """Return the tensors without wrappers in their names, and with today's names; same order.
 
@@ -124,8 +129,7 @@ def strip(tensors: Tensors, wanted: Collection[str]) -> tuple[Tensors, str]:
     }
 
     def hits(prefix: str) -> tuple[int, bool, int]:
-        averaged = any(part in _AVERAGES for part in prefix.split("."))
-        return sum(prefix + one in tensors for one in wanted), averaged, -len(prefix)
+        return sum(prefix + one in tensors for one in wanted), is_average(prefix), -len(prefix)
 
     prefix = max(prefixes, key=hits, default="")
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}, prefix
