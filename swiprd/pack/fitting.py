@@ -11,6 +11,8 @@ import functools
 import math
 from dataclasses import dataclass
 
+import torch
+
 from swiprd.architectures import ArchitectureError, build, classifiers
 from swiprd.bundle import Head, Match
 from swiprd.heads import has_fastai_body
@@ -66,9 +68,7 @@ def guess(tensors: Tensors) -> list[Fit]:
     found = []
     fastai = _is_fastai(tensors)
     for architecture in classifiers():
-        if fastai and not has_fastai_body(architecture):
-            continue
-        if not fastai and not _may_fit(tensors, architecture):
+        if not (_may_be_body if fastai else _may_fit)(tensors, architecture):
             continue
         try:
             found.append((_fit_fastai if fastai else _fit_names)(tensors, architecture))
@@ -122,10 +122,7 @@ def _fit_names(tensors: Tensors, architecture: str) -> Fit:
     # Without a last layer there is a difference, and an earlier one says more.
     classes = weight.shape[0] if weight is not None and weight.dim() else 1
     module = build(architecture, classes=classes, state=stripped, crop=crop or 224)
-    floats = {
-        name: one.float() if one.is_floating_point() else one for name, one in stripped.items()
-    }
-    matched = match_by_name(module.state_dict(), floats, f"{architecture}, {classes} classes")
+    matched = match_by_name(module.state_dict(), stripped, f"{architecture}, {classes} classes")
     return Fit(
         architecture=architecture,
         head="default",
@@ -149,12 +146,33 @@ def _last_layer(template: Tensors) -> str:
     return names[-1].rpartition(".")[0]
 
 
+@functools.cache
+def _weights_of(architecture: str) -> frozenset[torch.Size]:
+    return frozenset(
+        one.shape
+        for one in _template(architecture).values()
+        if one.dim() in (2, 4) and _CLASSES not in one.shape
+    )
+
+
 def _may_fit(tensors: Tensors, architecture: str) -> bool:
-    """Whether it is worth a closer look: the first tensor and the count of them are right."""
-    template = weighty(_template(architecture))
-    name, first = template[0]
-    given = next((one for full, one in tensors.items() if f".{full}".endswith(f".{name}")), None)
-    return given is not None and given.shape == first.shape and len(tensors) >= len(template)
+    """Whether it is worth a closer look: every shape of convolutions and matrices is there."""
+    return _weights_of(architecture) <= {one.shape for one in tensors.values()}
+
+
+@functools.cache
+def _body(architecture: str) -> list[torch.Size]:
+    """Shapes of what a fastai learner has of an architecture; empty where that is not known."""
+    if not has_fastai_body(architecture):
+        return []
+    whole = build(architecture, classes=2, head="fastai", state={})
+    return [tensor.shape for _, tensor in weighty(whole.get_submodule("0").state_dict())]
+
+
+def _may_be_body(tensors: Tensors, architecture: str) -> bool:
+    """Whether they begin with a body of this architecture."""
+    shapes = _body(architecture)
+    return bool(shapes) and [one.shape for _, one in weighty(tensors)][: len(shapes)] == shapes
 
 
 def _crop_of(architecture: str, tensors: Tensors) -> int | None:

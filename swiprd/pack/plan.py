@@ -64,11 +64,12 @@ def make(file: Path, form: Format, digest: str, options: argparse.Namespace) -> 
     content = checkpoint.read(file, form)
     try:
         found = naming.find(content, options.key)
-        fit, how = _fit(naming.normalise(found.tensors), content, options.architecture)
-        tensors, converted = values.convert(fit.tensors)
+        tensors, converted = values.convert(naming.normalise(found.tensors))
+        fit, how = _fit(tensors, content, options.architecture)
     except NotWeights as error:
         raise NotWeights(f"{file}: {error}") from None
-    fit = replace(fit, tensors=tensors)
+    if fit.crop is not None and options.crop not in (None, fit.crop):
+        raise Unclear(f"--crop: the positions in these weights are for {fit.crop} pixels")
     recipe = _recipe(fit, digest, options)
     activation, why_activation = _activation(fit, options)
     named = labels.given(options.labels, options.labels_file) or _known(fit, content)
@@ -83,7 +84,7 @@ def make(file: Path, form: Format, digest: str, options: argparse.Namespace) -> 
         "architecture": how,
         "activation": why_activation,
     }
-    notes = [*_notes(found, fit), converted, *recipe.notes]
+    notes = [*_notes(found, fit, len(weighty(tensors))), converted, *recipe.notes]
     return Plan(
         fit=fit,
         activation=activation,
@@ -201,7 +202,7 @@ def _known(fit: Fit, content: Any) -> Named | None:
     return None
 
 
-def _notes(found: naming.Found, fit: Fit) -> list[str]:
+def _notes(found: naming.Found, fit: Fit, given: int) -> list[str]:
     notes = []
     if found.others:
         averaged = "the average over training steps (EMA); " if naming.is_average(found.key) else ""
@@ -212,7 +213,7 @@ def _notes(found: naming.Found, fit: Fit) -> list[str]:
             f"the last layer is {fit.last}, in a Sequential; what follows it there is not in the"
             " file: --activation says so if it is a Sigmoid"
         )
-    left = len(weighty(naming.normalise(found.tensors))) - len(weighty(fit.tensors))
+    left = given - len(weighty(fit.tensors))
     if left > 0:
         notes.append(f"{left} tensors are no part of {fit.architecture} and are left out")
     return notes
