@@ -51,7 +51,7 @@ def classifiers() -> list[str]:
 def build(
     architecture: str, *, classes: int, head: Head = "default", state: Tensors, crop: int = 224
 ) -> torch.nn.Module:
-    """Build a classifier on the meta device: names, shapes and order of its tensors are real.
+    """Build a classifier for its tensors' names, shapes and order; the values are to be assigned.
 
     `matching.shapes(module)` lists the tensors in their order; `matching.match_by_order` and
     `match_by_name` fill in a checkpoint's. For pooled and flattened bodies with `head = "fastai"`
@@ -123,13 +123,25 @@ _OURS: dict[str, dict[str, Any]] = {
 
 def _timm(name: str, classes: int, crop: int) -> torch.nn.Module:
     timm = import_timm()
+    plain = name.partition(".")[0]  # behind it stands which weights timm would download
     known = timm.list_models()
-    if name not in known:
-        error = unknown(name, known, "an architecture of timm, such as timm:convnext_tiny")
-        near = error.expected if error.expected.startswith(TIMM) else TIMM + error.expected
-        expected = near if error.expected in known else error.expected
-        raise ArchitectureError(error.key, expected, f'"{TIMM}{name}"')
-    raise NotImplementedError(crop, classes)
+    if plain not in known:
+        error = unknown(plain, known, "convnext_tiny")
+        raise ArchitectureError(error.key, f"{TIMM}{error.expected}", f'"{TIMM}{name}"')
+    published = timm.get_pretrained_cfg(plain)
+    options: dict[str, Any] = {}
+    if published is not None and published.fixed_input_size:
+        options["img_size"] = crop
+    try:
+        # Its tables are filled after torch.empty(): on the meta device they would stay without.
+        with Skeleton(meta=False):
+            module: torch.nn.Module = timm.create_model(
+                plain, pretrained=False, num_classes=classes, **options
+            )
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        expected = f"a size that {TIMM}{name} takes"
+        raise ArchitectureError("preprocess.crop", expected, f"{crop} ({error})") from None
+    return module
 
 
 def import_timm() -> ModuleType:

@@ -21,8 +21,10 @@ from swiprd.bundle import Bundle
 from swiprd.identity import identify
 from swiprd.matching import TensorMismatch, match_by_name, match_by_order
 from swiprd.mending import import_torchvision
+from swiprd.ownership import require_trusted
+from swiprd.programs import load_exported, load_torchscript
 from swiprd.tables import BundleError
-from swiprd.weights import load_state
+from swiprd.weights import SAFETENSORS, load_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,24 +49,20 @@ class LoadedModel:
 def load_model(bundle: Bundle) -> LoadedModel:
     """Build the architecture without memory of its own and put the mapped weights into it.
 
+    A program is loaded as it is; of what it answers, nothing is known before it answers.
+
     Raises:
-        BundleError: an unknown architecture, or weights that are not a state_dict of it; names
-            the first tensor at fault.
+        BundleError: an unknown architecture, or weights that are not a state_dict of it, with the
+            first tensor at fault; or a program that others than root and we could have written.
     """
     labels = _labels(bundle)
-    module = _build(bundle, len(labels), load_state(bundle.weights))
+    module = _load_program(bundle) if bundle.carries_code else _build(bundle, len(labels))
     return LoadedModel(
         bundle=bundle,
-        module=module.eval().requires_grad_(False),
+        module=module,
         labels=labels,
         model_id=identify(bundle),
-        versions={
-            "torch": torch.__version__,
-            "torchvision": import_torchvision().__version__,
-            "pillow": PIL.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
+        versions=_versions(bundle),
     )
 
 
@@ -112,6 +110,14 @@ def to_device(loaded: LoadedModel, device: str) -> LoadedModel:
     return replace(loaded, module=loaded.module.to(device), device=device)
 
 
+def _versions(bundle: Bundle) -> dict[str, str]:
+    modules = {"torch": torch, "torchvision": import_torchvision(), "pillow": PIL, "numpy": np}
+    if bundle.architecture.startswith(architectures.TIMM):
+        modules["timm"] = architectures.import_timm()
+    versions = {name: str(module.__version__) for name, module in modules.items()}
+    return versions | {"python": platform.python_version()}
+
+
 def _labels(bundle: Bundle) -> tuple[str, ...]:
     if bundle.labels != "imagenet":
         return bundle.labels
@@ -120,8 +126,19 @@ def _labels(bundle: Bundle) -> tuple[str, ...]:
     return tuple(weights.meta["categories"])
 
 
-def _build(bundle: Bundle, classes: int, state: dict[str, torch.Tensor]) -> torch.nn.Module:
+def _load_program(bundle: Bundle) -> torch.nn.Module:
+    require_trusted(bundle)
+    if bundle.architecture == "torchscript":
+        return load_torchscript(bundle.weights)
+    return load_exported(bundle.weights, bundle.preprocess.crop, bundle.file)
+
+
+def _build(bundle: Bundle, classes: int) -> torch.nn.Module:
     """Build the architecture and give it the tensors of the weights file, not copies."""
+    state = load_state(bundle.weights)
+    if bundle.match == "order" and bundle.weights.suffix == SAFETENSORS:
+        expected = "name: a safetensors file does not keep the order that the tensors had"
+        raise BundleError(bundle.file, "match", expected, '"order"')
     head = "a fastai head and " if bundle.head == "fastai" else ""
     what = f"{bundle.architecture} with {head}{classes} labels"
     match = match_by_order if bundle.match == "order" else match_by_name
@@ -143,7 +160,7 @@ def _build(bundle: Bundle, classes: int, state: dict[str, torch.Tensor]) -> torc
         if tensor.is_meta:
             # Neither in the file nor computed by the constructor: there is no right value.
             raise BundleError(bundle.weights, name, "a value", "none")
-    return module
+    return module.eval().requires_grad_(False)
 
 
 def _activate(loaded: LoadedModel, outputs: torch.Tensor) -> torch.Tensor:

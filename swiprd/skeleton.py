@@ -1,4 +1,4 @@
-"""Modules without memory: built for the names and shapes of their tensors, filled from a file."""
+"""Modules to be filled from a file: built for their tensors' names and shapes, not their values."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ class Skeleton(TorchFunctionMode):
     Like `with torch.device("meta")`, with two differences. Only torch.empty() goes there, so that
     tables which a constructor computes (RegNet's widths, Swin's indices) are real. And nothing is
     initialised: that would be thrown away, and on the meta device it imports torch._dynamo.
+
+    Args:
+        meta: False leaves the weights where they are, for constructors that fill tables of their
+            own after torch.empty(). Pages that nobody writes to take no memory either.
     """
 
     _FILLS = frozenset(
@@ -21,14 +25,18 @@ class Skeleton(TorchFunctionMode):
         for name in ("uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_")
     )
 
+    def __init__(self, *, meta: bool = True) -> None:
+        super().__init__()
+        self._meta = meta
+
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if func is torch.empty and kwargs.get("device") is None:
+        if self._meta and func is torch.empty and kwargs.get("device") is None:
             kwargs["device"] = "meta"
-        elif getattr(func, "__module__", None) == "torch.nn.init":
-            return args[0] if args else kwargs["tensor"]
-        elif func in self._FILLS and args[0].is_meta:
-            return args[0]
+        elif getattr(func, "__module__", None) == "torch.nn.init" or func in self._FILLS:
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta or isinstance(tensor, torch.nn.Parameter):
+                return tensor
         return func(*args, **kwargs)

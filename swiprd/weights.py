@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
 import re
 import zipfile
@@ -11,9 +12,37 @@ import torch
 
 from swiprd.tables import BundleError
 
+SAFETENSORS = ".safetensors"
+
 
 def load_state(file: Path) -> dict[str, torch.Tensor]:
-    """Map the weights file. What is in a pickle besides tensors is refused, never run."""
+    """Map a weights file: a state_dict in torch's zip format, or `.safetensors`.
+
+    What is in a pickle besides tensors is refused, never run.
+
+    Raises:
+        BundleError: it is no such file, or the library that it needs is not installed.
+    """
+    return _load_safetensors(file) if file.suffix == SAFETENSORS else _load_zip(file)
+
+
+def _load_safetensors(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        safetensors = importlib.import_module("safetensors")
+    except ModuleNotFoundError:
+        expected = "the library safetensors to be installed (pip install 'swipr[safetensors]')"
+        raise BundleError(file, "", expected, "no module of that name") from None
+    try:
+        with safetensors.safe_open(file, framework="pt", device="cpu") as opened:
+            return {name: opened.get_tensor(name) for name in opened.offset_keys()}
+    except Exception as error:  # SafetensorError, OSError, ValueError, and torch's for odd types
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise BundleError(
+            file, "", "a file of safetensors", f"what cannot be read: {reason}"
+        ) from error
+
+
+def _load_zip(file: Path) -> dict[str, torch.Tensor]:
     state_dict = "a state_dict written by torch.save(module.state_dict(), file)"
     try:
         with file.open("rb") as opened:

@@ -29,6 +29,7 @@ MAY_BE_HEAVY = {
     "swiprd.pack.naming",
     "swiprd.pack.proof",
     "swiprd.pack.values",
+    "swiprd.programs",
     "swiprd.skeleton",
     "swiprd.weights",
     "swiprd.worker",
