@@ -352,7 +352,7 @@ class TestTorchvision:
 
 
 SMALL = (
-    *("densenet121", "efficientnet_b0", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small"),
+    *("densenet121", "efficientnet_b0", "mobilenet_v2", "mobilenet_v3_small"),
     *("regnet_x_400mf", "regnet_y_400mf", "shufflenet_v2_x1_0", "squeezenet1_1", "swin_t"),
 )
 EVERY = os.environ.get("SWIPR_EVERY_ARCHITECTURE")  # ten minutes, and 16 GB of memory
@@ -454,6 +454,83 @@ class TestImageNet:
         assert for_torchvision(fit, "11ad3fa6" + 56 * "0").preprocess.resize == 232
         assert for_torchvision(fit, "0676ba61" + 56 * "0").preprocess.resize == 256
         assert for_torchvision(fit, 64 * "0").preprocess.resize == 256
+
+
+class TestPrograms:
+    """Item 6, as far as packing goes."""
+
+    @pytest.fixture
+    def module(self) -> nn.Module:
+        module = classifier("shufflenet_v2_x0_5", 3, seed=8)
+        spread(module, recipe(JPEG), module.fc)
+        return module
+
+    @pytest.fixture(params=["torchscript", "export"])
+    def program(
+        self, request: pytest.FixtureRequest, module: nn.Module, tmp_path: Path
+    ) -> tuple[Path, str]:
+        if request.param == "torchscript":
+            torch.jit.trace(module, recipe(JPEG)).save(tmp_path / "model.pt")
+            return tmp_path / "model.pt", "torchscript"
+        torch.export.save(torch.export.export(module, (recipe(JPEG),)), tmp_path / "model.pt2")
+        return tmp_path / "model.pt2", "export"
+
+    def test_it_is_run_only_if_trusted(
+        self, pack: Pack, module: nn.Module, program: tuple[Path, str]
+    ) -> None:
+        file, kind = program
+        said = pack.refused(64, file, "--labels", "a,b,c")
+        assert "carries code" in said
+        assert said.endswith(f"--architecture {kind}")
+        described = pack.made(file, "--labels", "a,b,c", "--architecture", kind)
+        assert described["architecture"] == kind
+        assert described["activation"] == "softmax"
+        assert "IT CARRIES CODE" in pack.out
+        assert stat.S_IMODE(pack.folder.stat().st_mode) == 0o755
+        same(pack.answer(JPEG), softmax(module, recipe(JPEG)))
+
+    def test_what_comes_out_is_looked_at(
+        self, pack: Pack, module: nn.Module, tmp_path: Path
+    ) -> None:
+        with_softmax = nn.Sequential(module, nn.Softmax(dim=1))
+        torch.jit.trace(with_softmax, recipe(JPEG)).save(tmp_path / "model.pt")
+        said = pack.refused(64, tmp_path / "model.pt", "--architecture", "torchscript")
+        assert "the 3 outputs" in said
+        described = pack.made(
+            tmp_path / "model.pt", "--architecture", "torchscript", "--labels", "a,b,c"
+        )
+        assert described["activation"] == "none"
+        same(pack.answer(JPEG), softmax(module, recipe(JPEG)))
+
+    def test_one_that_takes_other_pictures(self, pack: Pack, tmp_path: Path) -> None:
+        module = classifier("shufflenet_v2_x0_5", 3)
+        exported = torch.export.export(module, (torch.zeros(1, 3, 96, 96),))
+        torch.export.save(exported, tmp_path / "model.pt2")
+        options = ("--architecture", "export", "--labels", "a,b,c")
+        said = pack.refused(65, tmp_path / "model.pt2", *options)
+        assert said.startswith("--crop: expected 96")
+        pack.made(tmp_path / "model.pt2", *options, "--crop", "96")
+
+
+class TestTimm:
+    """Item 9."""
+
+    @pytest.mark.parametrize("name", ["convnext_atto", "resnet10t", "deit_tiny_patch16_224"])
+    def test_its_own_numbers(self, pack: Pack, tmp_path: Path, name: str) -> None:
+        timm = pytest.importorskip("timm")
+        from timm.data import create_transform, resolve_model_data_config
+
+        module = checkpoints.sow(timm.create_model(name, num_classes=3), 6)
+        transform = create_transform(**resolve_model_data_config(module), is_training=False)
+        crops = transform(picture(320, 240).convert("RGB"))[None]
+        spread(module, crops, module.get_classifier())
+        torch.save({"arch": name, "state_dict": module.state_dict()}, tmp_path / "c.pth.tar")
+        said = pack.refused(64, tmp_path / "c.pth.tar", "--labels", "a,b,c")
+        assert f"--architecture timm:{name}" in said
+        options = ("--labels", "a,b,c", "--architecture", f"timm:{name}")
+        described = pack.made(tmp_path / "c.pth.tar", *options)
+        assert described["architecture"] == f"timm:{name}"
+        same(pack.answer(encoded(picture(320, 240), "PNG")), softmax(module, crops))
 
 
 def test_safetensors(pack: Pack, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pathlib
 import pickle
 import pickletools
 import re
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -58,7 +59,8 @@ def read(file: Path, form: Format) -> Any:
     if form == "safetensors":
         return _read_safetensors(file)
     try:
-        with torch.serialization.safe_globals(_harmless()):
+        with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old pickle protocols; they are read or refused
             return torch.load(file, map_location="cpu", weights_only=True, mmap=form == "zip")
     except pickle.UnpicklingError as error:
         raise NotWeights(f"{file}: {_refusal(error, _globals(file, form))}") from None

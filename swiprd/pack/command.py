@@ -14,13 +14,13 @@ import torch
 
 from swiprd.bundle import PROGRAMS, Preprocess
 from swiprd.config import MODELS
-from swiprd.pack import folder, formats, plan, recipes
+from swiprd.pack import folder, formats, labels, plan, recipes
 from swiprd.pack.errors import CannotWrite, NotProven, PackError, Unclear
 from swiprd.pack.folder import LABELS, Line
 from swiprd.pack.formats import Format
 from swiprd.pack.labels import Labels, Named
 from swiprd.pack.plan import Plan
-from swiprd.pack.proof import Answer, prove
+from swiprd.pack.proof import Answer, prove, try_program
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _WEIGHTS = "weights.pth"
@@ -79,16 +79,24 @@ def _pack_weights(file: Path, form: Format, digest: str, options: argparse.Names
 
 
 def _pack_program(file: Path, form: Format, digest: str, options: argparse.Namespace) -> None:
-    named = plan.program(file, form, options)
+    plan.trust(file, form, options)
+    told = plan.told_activation(options)
+    given = labels.given(options.labels, options.labels_file)
     recipe = plan.override(recipes.plain("torchvision evaluates most models; assumed"), options)
-    if options.output is None:
-        raise Unclear(_OUTPUT)
-    activation = "sigmoid" if options.multi_label else options.activation or "softmax"
-    why = "as told" if options.multi_label or options.activation else "assumed: logits come out"
     _say("checkpoint", f"{file}: {plan.FORMATS[form]}")
+    _say("note", _CODE)
+    outputs, *found = try_program(file, form, recipe.preprocess)
+    activation, why = told or found
+    _say("outputs", str(outputs))
     _say("activation", f"{activation} ({why})")
     _say("preprocess", f"{_summary(recipe.preprocess)} (as {recipe.source})")
-    _say("note", _CODE)
+    missing = [] if options.output else [_OUTPUT]
+    try:
+        named = labels.check(given, outputs)
+    except Unclear as error:
+        missing.insert(0, str(error))
+    if missing:
+        raise Unclear("\n".join(missing))
     lines = [
         Line(key="architecture", value=form, why="a program: it carries code"),
         Line(key="activation", value=activation, why=why),

@@ -21,6 +21,7 @@ MAX_SIZE = 16 << 30
 
 # torch.serialization.MAGIC_NUMBER, pickled with protocol 2: how the legacy format begins.
 _LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
+_MAX_HEADER = 100_000_000  # where the safetensors library gives up
 _ONNX_VERSIONS = range(3, 32)  # ir_version, the first field; TensorFlow's SavedModel has 1 there
 
 _OTHERS = (
@@ -69,6 +70,9 @@ def recognise(file: Path) -> Format:
         head = opened.read(512)
         if head.startswith(b"PK"):
             return _recognise_zip(file)
+    # Eight bytes of length, which may look like anything else below, then JSON.
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _MAX_HEADER:
+        return "safetensors"
     if head.startswith(_LEGACY):
         return "legacy"
     if head[:1] == b"\x80":
@@ -87,9 +91,6 @@ def recognise(file: Path) -> Format:
         )
     if head[:3] == b"\x08\x01\x12" or head[:1] == b"\x0a":
         raise NotWeights(f"{file}: looks like a TensorFlow graph: torch cannot read it")
-    # Eight bytes of length, then JSON.
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= 100_000_000:
-        return "safetensors"
     raise NotWeights(f"{file}: not a checkpoint: neither torch.save()'s formats nor safetensors")
 
 

@@ -173,13 +173,23 @@ def override(recipe: Recipe, options: argparse.Namespace) -> Recipe:
     return Recipe(preprocess=preprocess, source=source, notes=notes)
 
 
-def _activation(fit: Fit, options: argparse.Namespace) -> tuple[Activation, str]:
+def told_activation(options: argparse.Namespace) -> tuple[Activation, str] | None:
+    """Return what the command line says of the activation, if anything.
+
+    Raises:
+        Unclear: two things.
+    """
+    if options.multi_label and options.activation not in (None, "sigmoid"):
+        raise Unclear(f"--multi-label and --activation {options.activation}: give one of them")
     if options.activation is not None:
-        if options.multi_label and options.activation != "sigmoid":
-            raise Unclear(f"--multi-label and --activation {options.activation}: give one of them")
         return options.activation, "--activation"
-    if options.multi_label:
-        return "sigmoid", "--multi-label"
+    return ("sigmoid", "--multi-label") if options.multi_label else None
+
+
+def _activation(fit: Fit, options: argparse.Namespace) -> tuple[Activation, str]:
+    told = told_activation(options)
+    if told is not None:
+        return told
     if is_chexnet(fit):
         return "sigmoid", "CheXNet ends in one"
     if fit.classes == 1:
@@ -219,11 +229,11 @@ def _notes(found: naming.Found, fit: Fit, given: int) -> list[str]:
     return notes
 
 
-def program(file: Path, form: Format, options: argparse.Namespace) -> Named:
-    """See that a program may be packed, and return the labels of its outputs.
+def trust(file: Path, form: Format, options: argparse.Namespace) -> None:
+    """See that whoever packs a program has said that it is to be trusted: it will be run.
 
     Raises:
-        Unclear: nobody said that it is to be trusted, or its outputs have no names.
+        Unclear: nobody has.
     """
     what = FORMATS[form]
     if options.architecture is None:
@@ -235,10 +245,6 @@ def program(file: Path, form: Format, options: argparse.Namespace) -> Named:
         raise Unclear(f"{file}: {what}: --architecture {form}, not {options.architecture}")
     if options.key is not None:
         raise Unclear("--key: a program has one set of weights")
-    named = labels.given(options.labels, options.labels_file)
-    if named is None:
-        raise Unclear("--labels: what are the program's outputs called? --labels A,B,…")
-    return named
 
 
 def check_form(form: Format, asked: str | None) -> None:

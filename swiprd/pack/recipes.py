@@ -112,7 +112,7 @@ def for_timm(architecture: str) -> Recipe:
     data = importlib.import_module("timm.data")
     config = timm.get_pretrained_cfg(name)
     found: dict[str, Any] = data.resolve_data_config(
-        {}, pretrained_cfg=config.to_dict() if config else None, use_test_size=True
+        {}, pretrained_cfg=config.to_dict() if config else None
     )
     crop = found["input_size"][-1]
     notes = []
