@@ -41,7 +41,6 @@ SHARED = {"swiprctl.errors", "swiprctl.protocol", "swiprctl.version"}
 
 LONGEST = 300
 LONG = {
-    "swiprctl.protocol",
     "swiprd.images",
     "swiprd.supervisor",
     "swiprd.service",
