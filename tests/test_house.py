@@ -26,6 +26,7 @@ MAY_BE_HEAVY = {
     "swiprd.model",
     "swiprd.pack.checkpoint",
     "swiprd.pack.command",
+    "swiprd.pack.fitting",
     "swiprd.pack.naming",
     "swiprd.pack.proof",
     "swiprd.pack.values",
