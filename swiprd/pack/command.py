@@ -178,8 +178,8 @@ def _next(options: argparse.Namespace, answer: Answer) -> None:
         f"""
 Try it:
   swiprd check {path} photo.jpg
-Serve it, for yourself:
-  swiprd serve --socket /tmp/{name}.sock --model {path} &
+Serve it for yourself, and ask from another terminal:
+  swiprd serve --socket /tmp/{name}.sock --model {path}
   swiprctl --socket /tmp/{name}.sock predict photo.jpg
 Or as a service for everybody on this host:
   sudo cp -r {path} {MODELS[1]}/{name}
