@@ -150,12 +150,16 @@ def _build(bundle: Bundle, classes: int) -> torch.nn.Module:
             state=state,
             crop=bundle.preprocess.crop,
         )
-        matched = match(module.state_dict(), state, what)
+        own = module.state_dict()
+        matched = match(own, state, what)
     except architectures.ArchitectureError as error:
         raise BundleError(bundle.file, error.key, error.expected, error.found) from None
     except TensorMismatch as error:
         raise BundleError(bundle.weights, error.tensor, error.expected, error.found) from None
-    module.load_state_dict(matched, strict=True, assign=True)
+    # Not the file's own dict: ours carries the versions of the modules' formats, and the tensors
+    # have just been seen to be those of today's.
+    own.update(matched)
+    module.load_state_dict(own, strict=True, assign=True)
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if tensor.is_meta:
             # Neither in the file nor computed by the constructor: there is no right value.

@@ -45,7 +45,6 @@ LONG = {
     "swiprctl.protocol",
     "swiprd.images",
     "swiprd.supervisor",
-    "swiprd.server",
     "swiprd.service",
 }
 """Modules that are longer. Each should be on its way out of this set."""
