@@ -157,7 +157,7 @@ def _tell(made: Plan) -> None:
     _say("architecture", f"{fit.architecture}{head} (by {made.why['architecture']})")
     _say("outputs", str(fit.classes))
     if made.named is not None:
-        _say("labels", f"{_list(made.named.labels)} (by {made.named.source})")
+        _say("labels", f"{_list(made.named.labels)} (from {made.named.source})")
     _say("activation", f"{made.activation} ({made.why['activation']})")
     _say("preprocess", f"{_summary(made.recipe.preprocess)} (as {made.recipe.source})")
     for note in made.notes:
