@@ -1,4 +1,4 @@
-"""The composition root of the daemon: `swiprd serve`."""
+"""The composition root of the daemon, `swiprd serve`, and of what is done without one."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from swiprctl.version import __version__
 from swiprd import ownsocket
 from swiprd.config import ConfigError, Settings, add_options, load_settings
 from swiprd.daemon import Daemon
+from swiprd.forkserver import ENVIRONMENT
 from swiprd.log import set_up
 from swiprd.systemd import Manager, listen_sockets
 
@@ -33,6 +34,12 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     """Run a command line; return the exit status."""
     options = _parser().parse_args(argv)
+    if options.command == "check":
+        # Before torch is imported. The forkserver's other variables keep it from using threads.
+        os.environ.setdefault("GOMP_SPINCOUNT", ENVIRONMENT["GOMP_SPINCOUNT"])
+        from swiprd.check import check  # not above: a daemon's front must not import torch
+
+        return check(options.folder, options.images, options.device)
     set_up()
     try:
         return _serve(options)
@@ -59,6 +66,16 @@ def _parser() -> argparse.ArgumentParser:
         help="the passed socket is this daemon's own: remove it when leaving",
     )
     add_options(serve)
+    check = commands.add_parser(
+        "check",
+        help="say what is in a model's folder and whether it works, without a daemon",
+        description="Load a model, have it answer, and print what it is; then a row an image.",
+    )
+    check.add_argument("folder", type=Path, metavar="FOLDER")
+    check.add_argument("images", type=Path, nargs="*", metavar="IMAGE")
+    check.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run the model"
+    )
     return parser
 
 
