@@ -19,6 +19,8 @@ FOCUS = "swiprd.models.focus"
 HEAVY = {"torch", "torchvision", "numpy", "PIL", "timm", "safetensors"}
 MAY_BE_HEAVY = {
     "swiprd.architectures",
+    "swiprd.area",
+    "swiprd.cropping",
     "swiprd.heads",
     "swiprd.images",
     "swiprd.matching",
@@ -43,7 +45,6 @@ PRINTED = {"swiprctl.report", "swiprctl.rows"}
 LONGEST = 300
 LONG = {
     "swiprctl.protocol",
-    "swiprd.images",
     "swiprd.supervisor",
     "swiprd.server",
     "swiprd.service",
