@@ -162,6 +162,9 @@ class Forkserver:
     Args:
         on_event: called with each message, and the descriptor that came with it or None.
         on_gone: called once, when its end of the socket is closed and the process is reaped.
+
+    Attributes:
+        killed: whether somebody else's SIGKILL ended it (an operator's, the OOM killer's).
     """
 
     def __init__(
@@ -180,6 +183,7 @@ class Forkserver:
             )
         self.pid = self._process.pid
         self._pidfd = os.pidfd_open(self.pid)
+        self.killed = False
         self._on_event = on_event
         self._on_gone = on_gone
         self._channel = Channel(ours, on_frame=self._told, on_closed=self._closed)
@@ -218,7 +222,8 @@ class Forkserver:
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._pidfd = -1
-        self._process.wait()  # a zombie by now: does not block
+        # A zombie by now: this does not block.
+        self.killed = self._process.wait() == -signal.SIGKILL
         self._gone_if_both()
 
     def _gone_if_both(self) -> None:

@@ -24,6 +24,9 @@ from swiprd.lifecycle import Backoff, State
 from swiprd.log import log
 from swiprd.probe import Probe
 
+MAX_KILLED_LOADS = 3
+"""Forkservers in a row that may be killed from outside while the model has never served yet."""
+
 MAX_FALSE_STARTS = 3
 """Workers in a row that may die or answer wrongly at their first canary, before the model is."""
 
@@ -275,13 +278,14 @@ class Supervisor:
                 os.close(descriptor)  # a worker that nobody waits for any more: it gets EOF
 
     def _forkserver_gone(self) -> None:
-        self._forkserver = None
+        assert self._forkserver is not None
+        killed, self._forkserver = self._forkserver.killed, None
         for worker in [*self.workers.values(), *self._trial.values()]:
             worker.exited(None)
         if self.closing:
             self._closed.set()
             return
-        if not self._loaded and self.restarts == 0:
+        if not self._ready.done() and (not killed or self.restarts >= MAX_KILLED_LOADS):
             self._fail(LoadingFailed("the process that loads the model died; see the log"))
             return
         log.warning("the forkserver died; starting another")

@@ -19,12 +19,14 @@ from daemonprocess import (
     Peer,
     as_uid,
     is_alive,
+    own_children,
     signal_if_there,
     wait_until,
 )
 from modelfolders import CLASSES, make_folder
 
 from swiprctl.errors import DeadlineExceeded, LoadingFailed, ShuttingDown, WorkerCrashed
+from swiprd.supervisor import MAX_KILLED_LOADS
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -117,6 +119,30 @@ class TestReady:
             replies = [peer.receive() for _ in photos]
         assert {reply.id for reply in replies} == set(range(len(photos)))
         assert all(reply.error is None for reply in replies)
+
+    def test_a_forkserver_killed_while_it_loads_is_replaced(
+        self, start_daemon: StartDaemon, photos: list[bytes]
+    ) -> None:
+        daemon = start_daemon()
+        wait_until(lambda: own_children(daemon.pid), "the forkserver")
+        with daemon.connect() as peer:
+            peer.send(1, image=photos[0])
+            os.kill(own_children(daemon.pid)[0], signal.SIGKILL)
+            assert peer.receive().error is None
+        assert daemon.status()["forkserver"]["restarts"] == 1
+
+    def test_one_that_is_killed_again_and_again_is_told(self, start_daemon: StartDaemon) -> None:
+        daemon = start_daemon()
+        killed: set[int] = set()
+
+        def given_up() -> bool:
+            for pid in set(own_children(daemon.pid)) - killed:
+                os.kill(pid, signal.SIGKILL)
+                killed.add(pid)
+            return any("the process that loads the model" in line for line in daemon.read_told())
+
+        wait_until(given_up, "the manager is told")
+        assert len(killed) == 1 + MAX_KILLED_LOADS
 
     def test_a_deadline_that_a_client_named_holds_while_it_loads(
         self, start_daemon: StartDaemon, photos: list[bytes]

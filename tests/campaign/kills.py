@@ -1,0 +1,118 @@
+"""10,000 predictions by 8 clients, while workers, forkservers and the daemon itself are SIGKILLed.
+
+A worker every 0.3 s, the forkserver every 3 s, the daemon every 10 s. The last two only once a row
+has come since their last death: on a machine that loads for longer than that, nothing else would
+ever be tried.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+
+from modelfolders import make_folder
+
+from campaign.host import Asker, Host, end_all, folder, kill
+from campaign.outcome import Outcome
+from campaign.pictures import Pictures
+
+SECONDS = 150.0
+
+_REQUESTS = 10_000
+_CLIENTS = 8
+_PICTURES = 250
+_TIMEOUT = 60.0
+_WORKER, _FORKSERVER, _DAEMON = 0.3, 3.0, 10.0  # seconds between kills
+_LOOK = 0.02
+
+
+def run(scale: float, seed: int) -> Outcome:
+    """Have every client get each of its rows, in order, whatever dies meanwhile."""
+    rng = random.Random(seed)
+    share = max(20, round(_REQUESTS * scale / _CLIENTS))
+    with folder() as place:
+        model = make_folder(place / "model")
+        pictures = Pictures(place / "in", model, count=min(_PICTURES, 2 * share), seed=seed)
+        host = Host(place / "d", model, "--workers=2", "--threads=1", "--batch=4")
+        askers: list[Asker] = []
+        try:
+            host.wait_ready()
+            begun = time.monotonic()
+            for number in range(_CLIENTS):
+                files = rng.choices(pictures.files, k=share)
+                askers.append(Asker(place, f"c{number}", host.path, files, timeout=_TIMEOUT))
+            kills = _Chaos(host, askers, rng).run()
+            seconds = time.monotonic() - begun
+        finally:
+            end_all(host, *askers)
+        return _judge(askers, pictures, kills, seconds)
+
+
+class _Chaos:
+    """Kills by the clock for as long as any client asks."""
+
+    def __init__(self, host: Host, askers: list[Asker], rng: random.Random) -> None:
+        self._host = host
+        self._askers = askers
+        self._rng = rng
+        self._kills: Counter[str] = Counter()
+
+    def run(self) -> Counter[str]:
+        """Return how many of each were killed."""
+        begun = time.monotonic()
+        due = {"worker": begun, "forkserver": begun + _FORKSERVER, "daemon": begun + _DAEMON}
+        seen = {"forkserver": self._progress(), "daemon": self._progress()}
+        while any(asker.process.poll() is None for asker in self._askers):
+            time.sleep(_LOOK)
+            now = time.monotonic()
+            if now >= due["worker"]:
+                due["worker"] = now + _WORKER
+                self._kill("worker", self._host.forked())
+            progress = self._progress()
+            if now >= due["forkserver"] and progress > seen["forkserver"]:
+                due["forkserver"], seen["forkserver"] = now + _FORKSERVER, progress
+                self._kill("forkserver", self._host.forkservers())
+            if now >= due["daemon"] and progress > seen["daemon"]:
+                due["daemon"], seen["daemon"] = now + _DAEMON, progress
+                self._host.kill_and_restart()
+                self._kills["daemon"] += 1
+        return self._kills
+
+    def _progress(self) -> int:
+        return sum(asker.progress for asker in self._askers)
+
+    def _kill(self, what: str, pids: list[int]) -> None:
+        if pids and kill(self._rng.choice(pids)):
+            self._kills[what] += 1
+
+
+def _judge(askers: list[Asker], pictures: Pictures, kills: Counter[str], seconds: float) -> Outcome:
+    rows = wrong = 0
+    errors: Counter[str] = Counter()
+    notes = []
+    for asker in askers:
+        answers = asker.answers()
+        wrong += abs(len(asker.files) - len(answers))  # lost, or doubled
+        for file, answer in zip(asker.files, answers, strict=False):
+            if "code" in answer:
+                errors[answer["code"]] += 1
+                notes.append(answer["message"])
+            if answer["path"] == str(file) and pictures.right(int(file.stem), answer.get("row")):
+                rows += 1
+            else:
+                wrong += 1
+        if asker.words():
+            notes.append(asker.words().splitlines()[-1])
+    return Outcome(
+        scenario="kills",
+        requests=sum(len(asker.files) for asker in askers),
+        rows=rows,
+        errors=dict(errors),
+        faults=kills.total(),
+        wrong=wrong,
+        seconds=seconds,
+        figures={f"{what}s_killed": float(count) for what, count in kills.items()},
+        held=wrong == 0 and rows > 0 and kills["worker"] > 0,
+        notes="; ".join(sorted(set(notes))[:3]),
+    )
