@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,12 +10,11 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from daemonprocess import PATIENCE, DaemonProcess, descendants, own_children, signal_if_there
+from daemonprocess import PATIENCE, DaemonProcess, own_children, signal_if_there
 
 _LAUNCH = """
 import os, sys
@@ -82,12 +82,13 @@ class Host(DaemonProcess):
 
 
 class Asker:
-    """A client process that asks for files, in their order, and whose answers are read later."""
+    """A client process, which asks for `files` in their order, as fast as `give()` lets it."""
 
     def __init__(
         self, folder: Path, name: str, address: Path, files: Sequence[Path], *, timeout: float
     ) -> None:
         self.files = files
+        self._given = 0
         self._answers = folder / f"{name}.answers"
         self._words = folder / f"{name}.words"
         with open(self._answers, "wb") as answers, open(self._words, "wb") as words:
@@ -97,14 +98,29 @@ class Asker:
                 stdout=answers,
                 stderr=words,
             )
+
+    def give(self, upto: int) -> None:
+        """Let it ask for the first so many files; with the last of them its list ends."""
         assert self.process.stdin is not None
-        self.process.stdin.write(b"".join(os.fsencode(file) + b"\n" for file in files))
-        self.process.stdin.close()
+        if self.process.stdin.closed:
+            return
+        fresh = self.files[self._given : upto]
+        with contextlib.suppress(BrokenPipeError):  # it has died: too few answers will say so
+            self.process.stdin.write(b"".join(os.fsencode(file) + b"\n" for file in fresh))
+            self.process.stdin.flush()
+        self._given += len(fresh)
+        if self._given == len(self.files):
+            self.process.stdin.close()
 
     @property
-    def progress(self) -> int:
-        """Bytes of answers so far."""
-        return self._answers.stat().st_size
+    def asking(self) -> bool:
+        """Whether it is still at it."""
+        return self.process.poll() is None
+
+    @property
+    def answered(self) -> int:
+        """Answers so far."""
+        return self._answers.read_bytes().count(b"\n")
 
     def answers(self) -> list[dict[str, Any]]:
         """What came, one for each line."""
@@ -116,11 +132,14 @@ class Asker:
 
     def end(self) -> None:
         """Leave nothing behind."""
+        if self.process.stdin is not None and not self.process.stdin.closed:
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.close()
         self.process.kill()
         self.process.wait()
 
 
-@contextmanager
+@contextlib.contextmanager
 def folder() -> Iterator[Path]:
     """A folder with a short name, for sockets."""
     with TemporaryDirectory(prefix="swipr") as name:
@@ -133,12 +152,21 @@ def end_all(*things: Host | Asker | None) -> None:
         thing.end()
 
 
+def working(pids: Sequence[int]) -> list[int]:
+    """Those that the kernel runs or would run just now."""
+    return [pid for pid in pids if _state(pid) == "R"]
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
 def kill(pid: int) -> bool:
     """SIGKILL a process; whether it was there."""
     if not Path(f"/proc/{pid}").exists():
         return False
     signal_if_there(pid, signal.SIGKILL)
     return True
-
-
-__all__ = ["Asker", "Host", "descendants", "end_all", "folder", "kill"]
