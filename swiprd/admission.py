@@ -31,6 +31,7 @@ class Job:
         timeout: seconds that the client named, None where it left that to the daemon.
         done: called once, with the row's fields or the error.
         started: when a worker got it, monotonic; 0 before.
+        threads: that it runs on by itself; 0 in a batch of several.
         crashes: workers that died by themselves with it.
         kills: workers that somebody else killed with it.
         alone: it was in a batch that did not end well: the next try is its own.
@@ -45,6 +46,7 @@ class Job:
     timeout: float | None
     done: Callable[[Job, dict[str, object] | SwiprError], None]
     started: float = 0.0
+    threads: int = 0
     crashes: int = 0
     kills: int = 0
     alone: bool = False

@@ -20,7 +20,9 @@ from swiprctl.protocol import MAX_FRAME, MAX_ITEMS, Decoder, Frame
 _READ = 1 << 16  # bytes a read: a request is a hundred; an inline image comes in many
 _ROOM = socket.CMSG_SPACE(4 * 4)  # room for more descriptors than allowed, to see and close them
 _TURN = 32  # frames handed on before others have their turn: a read can hold thousands
-_ANCILLARY_FLAGS = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+# Plain numbers: each operation on the enum's members takes some 2 µs of every request.
+_ANCILLARY_FLAGS = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
+_TRUNCATED = int(socket.MSG_CTRUNC)
 
 
 class Channel:
@@ -146,7 +148,7 @@ class Channel:
         for level, kind, payload in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 descriptors.frombytes(payload[: len(payload) - len(payload) % descriptors.itemsize])
-        if len(descriptors) > 1 or flags & socket.MSG_CTRUNC:
+        if len(descriptors) > 1 or flags & _TRUNCATED:
             for descriptor in descriptors:
                 os.close(descriptor)
             self.refuse(BadRequest("more than one descriptor came with a frame"))

@@ -56,7 +56,7 @@ class Probe:
             timeout=timeout,
             done=_unused,
         )
-        worker.give([job], CANARY_LIMITS)
+        worker.give([job], CANARY_LIMITS, threads=1)
 
     def replied(self, reply: Reply) -> None:
         """The worker has answered: compare its row with what it must be."""

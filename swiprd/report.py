@@ -66,7 +66,6 @@ def describe_staff(staff: Supervisor, now: float) -> dict[str, object]:
                 "number": worker.number,
                 "pid": worker.pid,
                 "state": worker.state.value,
-                "threads": worker.threads,
                 "age": now - worker.born,
                 "answered": worker.answered,
             }
