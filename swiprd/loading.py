@@ -15,6 +15,7 @@ from swiprd.canary import Canary
 from swiprd.config import Settings
 from swiprd.log import log
 from swiprd.pool import Owner, Pool
+from swiprd.wear import Wear
 
 _SHIPPED_CANARY = Path(__file__).parent / "models" / "focus" / "canary.jpg"
 
@@ -47,6 +48,8 @@ async def load(
         limits={"max_bytes": settings.max_image, "max_pixels": settings.max_pixels},
         canary=lambda described: replace(canary, classes=len(described["labels"])),
         ids=ids,
+        memory=settings.worker_memory,
+        wear=Wear(requests=settings.max_requests, growth=settings.max_growth),
     )
     pools.add(pool)
     try:

@@ -198,7 +198,7 @@ class TestDeadline:
         assert not is_alive(victim)
         assert status["kills"]["last"][-1]["why"] == "deadline"
 
-    def test_other_workers_go_on_meanwhile(
+    def test_what_a_stopped_worker_has_is_answered_by_another(
         self, start_daemon: StartDaemon, photos: list[bytes], slow: int
     ) -> None:
         daemon = start_daemon("--workers=2", "--threads=1", "--batch=1").wait_ready()
@@ -207,12 +207,11 @@ class TestDeadline:
             stuck.send(1, descriptor=slow, timeout=8.0)
             daemon.wait_status(lambda s: any(w["state"] == "busy" for w in s["workers"]))
             (busy,) = daemon.workers("busy")
-            os.kill(busy, signal.SIGSTOP)  # stuck for good, however fast this machine is
+            os.kill(busy, signal.SIGSTOP)
             for photo in photos:
                 assert other.ask(image=photo).error is None
-            assert daemon.status()["queue"]["total"] == 1, "the stuck one should still run"
-            assert isinstance(stuck.receive().error, DeadlineExceeded)
-            wait_until(lambda: not is_alive(busy), "the stuck worker is killed")
+            assert stuck.receive().error is None
+            wait_until(lambda: not is_alive(busy), "the stopped worker is killed")
 
     def test_it_covers_the_queue(
         self, start_daemon: StartDaemon, photos: list[bytes], slow: int
