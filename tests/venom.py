@@ -18,6 +18,7 @@ class Venom(Enum):
     SPIN = b"venom:spin"  # computes in C for good
     CRASH = b"venom:crash"  # a null pointer
     EAT = b"venom:eat"  # allocates until there is no more
+    LEAK = b"venom:leak"  # is decoded, and leaves a mebibyte behind
 
 
 _SITE = """
@@ -34,6 +35,10 @@ def hurt(data):
         eaten = []
         while True:
             eaten.append(bytearray(32 << 20))
+    elif data.endswith(b"venom:leak"):
+        leaked.append(bytearray(1 << 20))
+
+leaked = []
 
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):

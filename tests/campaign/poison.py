@@ -82,8 +82,8 @@ def run(scale: float, seed: int) -> Outcome:
 def _poison(place: Path, pictures: Pictures, count: int, rng: random.Random) -> dict[Path, Venom]:
     place.mkdir()
     venoms = {}
-    for number in range(max(len(Venom), count)):
-        venom = list(Venom)[number % len(Venom)]
+    for number in range(max(len(_CODES), count)):
+        venom = list(_CODES)[number % len(_CODES)]
         file = place / f"{number:05}.png"
         file.write_bytes(rng.choice(pictures.files).read_bytes() + venom.value)
         venoms[file] = venom
