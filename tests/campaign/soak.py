@@ -15,7 +15,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from daemonprocess import Peer
+from daemonprocess import Peer, own_children, wait_until
 from venom import Venom, environment
 from vitals import open_descriptors, resident
 
@@ -92,18 +92,28 @@ def _opened(files: list[Path]) -> Iterator[list[int]]:
 
 def _vitals(host: Host) -> dict[str, Any]:
     """Of a daemon that has nothing to do: memory by process, descriptors, children."""
-    host.wait_status(lambda s: [w["state"] for w in s["workers"]] == ["idle"] * 2)
     (forkserver,) = host.forkservers()
     front = host.pid
+    with Peer(host.path) as peer:
+        wait_until(lambda: _at_rest(peer.ask("status").fields), "the daemon is at rest")
+        return _measure(front, forkserver, host.forked())
+
+
+def _at_rest(status: dict[str, Any]) -> bool:
+    idle = [w["state"] for w in status["workers"]] == ["idle"] * 2
+    return idle and status["connections"] == 1
+
+
+def _measure(front: int, forkserver: int, workers: list[int]) -> dict[str, Any]:
     return {
         "memory": {"front": resident(front), "forkserver": resident(forkserver)}
-        | {"workers": sum(resident(pid) for pid in host.forked())},
+        | {"workers": sum(resident(pid) for pid in workers)},
         "descriptors": {
             name: len(open_descriptors(pid))
             for name, pid in (("front", front), ("forkserver", forkserver))
         }
-        | {"workers": sum(len(open_descriptors(pid)) for pid in host.forked())},
-        "children": {"forkserver": len(host.forked()), "front": len(host.forkservers())},
+        | {"workers": sum(len(open_descriptors(pid)) for pid in workers)},
+        "children": {"forkserver": len(workers), "front": len(own_children(front))},
     }
 
 
