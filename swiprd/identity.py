@@ -1,50 +1,51 @@
-"""Which image is behind a descriptor, told without decoding it.
+"""What a model is called by: its name and a digest of what decides its answers.
 
-A file is known by where it lies and when it changed; what lies only in memory and is sealed, by
-its bytes, as each sending of them is a new memfd.
+Standard library only. Reads the weights, where model.toml records no digest of them.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
-import stat
-from collections.abc import Callable
+import json
+from dataclasses import asdict
 
-from swiprd.poison import Identity
-
-_FIXED = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
-_CHUNK = 1 << 20
+from swiprd.bundle import Bundle
+from swiprd.tables import BundleError
 
 
-def identify(descriptor: int, worth_it: Callable[[int], bool] = lambda _: True) -> Identity | None:
-    """Tell which image this is; None for what cannot be told, or is not worth it for its size.
+def identify(bundle: Bundle) -> str:
+    """Return the model's id: its name, "@", and 12 hexadecimal digits of what decides its answers.
 
-    Reads a sealed memfd to its end: a tenth of a second for the largest.
+    Those digest what model.toml says of the answers (not how they are served or checked), the
+    labels, and the SHA-256 of the weights: the recorded one, which is believed, or else the
+    file's own (about a second per gigabyte).
+
+    Raises:
+        BundleError: the weights have gone since `load_bundle`.
+    """
+    decides = {
+        "architecture": bundle.architecture,
+        "head": bundle.head,
+        "match": bundle.match,
+        "weights": bundle.sha256 or digest_weights(bundle),
+        "labels": bundle.labels,
+        "activation": bundle.activation,
+        "thresholds": bundle.thresholds,
+        "preprocess": asdict(bundle.preprocess),
+    }
+    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode())
+    return f"{bundle.name}@{digest.hexdigest()[:12]}"
+
+
+def digest_weights(bundle: Bundle) -> str:
+    """Return the SHA-256 of the weights file as it is now, in hexadecimal.
+
+    Raises:
+        BundleError: the file cannot be read.
     """
     try:
-        info = os.fstat(descriptor)
-        if not stat.S_ISREG(info.st_mode) or not worth_it(info.st_size):
-            return None
-        if _is_fixed(descriptor):
-            return Identity(info.st_size, (_digest(descriptor),))
-    except OSError:
-        return None
-    return Identity(info.st_size, (info.st_dev, info.st_ino, info.st_mtime_ns))
-
-
-def _is_fixed(descriptor: int) -> bool:
-    try:
-        return fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _FIXED == _FIXED
-    except OSError:
-        return False  # no file in memory: it has no seals
-
-
-def _digest(descriptor: int) -> bytes:
-    digest = hashlib.sha256()
-    offset = 0
-    while data := os.pread(descriptor, _CHUNK, offset):
-        digest.update(data)
-        offset += len(data)
-    return digest.digest()
+        with bundle.weights.open("rb") as weights:
+            return hashlib.file_digest(weights, "sha256").hexdigest()
+    except OSError as error:
+        found = error.strerror or str(error)
+        raise BundleError(bundle.weights, "", "a readable file", found) from None

@@ -1,8 +1,8 @@
 """Images that hung or crashed their worker, remembered for a while and refused meanwhile. Pure.
 
 Without this, whoever tries such an image again and again keeps workers occupied until deadlines
-and has them killed, over and over. An image is known by its identity (identity.py), of which only
-the size is looked at here. What is remembered is bounded in number and in time.
+and has them killed, over and over. An image is known by its identity (see recognition.py), of
+which only the size is looked at here. What is remembered is bounded in number and in time.
 """
 
 from __future__ import annotations

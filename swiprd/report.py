@@ -23,6 +23,7 @@ def describe_model(bundle: Bundle, described: dict[str, Any]) -> dict[str, objec
         "model": described["model"],
         "architecture": bundle.architecture,
         "labels": described["labels"],
+        "thresholds": bundle.thresholds,
         "activation": bundle.activation,
         "input": {
             "resize": preprocess.resize,

@@ -25,11 +25,11 @@ from swiprd.admission import Admission, Job
 from swiprd.bundle import Bundle
 from swiprd.calibrate import calibrate
 from swiprd.config import Settings
-from swiprd.identity import identify
 from swiprd.loading import close, load, signature
 from swiprd.log import log
 from swiprd.poison import Poison
 from swiprd.pool import Pool
+from swiprd.recognition import recognise
 from swiprd.report import describe_model, describe_process, describe_staff, describe_work
 from swiprd.stats import Stats
 
@@ -136,8 +136,15 @@ class Service:
         image: int,
         timeout: float | None,
         done: Callable[[Outcome], None],
+        discard: Callable[[int], None] = os.close,
+        blame: Callable[[], None] | None = None,
     ) -> None:
-        """Take an image; `done` is called once, perhaps at once. Owns the descriptor from here."""
+        """Take an image; `done` is called once, perhaps at once. Owns the descriptor from here.
+
+        Args:
+            discard: closes the descriptor.
+            blame: called when a worker has been killed that did not come to an end with it.
+        """
         now = self._loop.time()
         self.last_active = now
         patience = self._settings.timeout if timeout is None else timeout
@@ -152,6 +159,8 @@ class Service:
             deadline=now + patience,
             timeout=timeout,
             done=lambda _, outcome: done(outcome),
+            discard=discard,
+            blame=blame,
         )
         self._jobs.add(job)
         self._idle.clear()
@@ -176,6 +185,12 @@ class Service:
         """Forget what waits for an owner who has left. What runs ends unheard."""
         for job in self._admission.cancel(owner):
             self._end(job, ShuttingDown("the client left"), counted="left")
+
+    def refuse_passed(self, uid: int, error: SwiprError) -> None:
+        """End what waits with a descriptor of this uid that may hang whoever reads it."""
+        for job in list(self._jobs):
+            if job.uid == uid and job.blame is not None and self._admission.withdraw(job):
+                self._end(job, error)
 
     def take(self) -> Job | None:
         """See `pool.Owner`."""
@@ -387,6 +402,8 @@ class Service:
         if self._admission.withdraw(job):
             self._end(job, DeadlineExceeded(f"no worker was free within {waited:.1f} s"))
             return
+        if job.blame is not None:
+            job.blame()  # first, lest what else that uid passed hangs another worker
         error = DeadlineExceeded(f"not done within {waited:.1f} s; its worker was killed")
         if job.overdue:
             self._remember(job, error, ran=self._loop.time() - job.started)
@@ -403,14 +420,14 @@ class Service:
         """What the sender of an image is told at once that is known to hang or crash workers."""
         if not len(self._poison):
             return None
-        image = identify(job.image, self._poison.has_size)
+        image = recognise(job.image, self._poison.has_size)
         now = self._loop.time()
         if image is None:
             return None
         return self._poison.recall(image, now, patience=job.deadline - now)
 
     def _remember(self, job: Job, error: SwiprError, *, ran: float = float("inf")) -> None:
-        image = None if job.ended else identify(job.image)
+        image = None if job.ended else recognise(job.image)
         if image is not None:
             log.warning("remembered, and refused for %g s: %s", self._poison.seconds, error)
             self._poison.remember(image, error, self._loop.time(), ran=ran)
@@ -426,7 +443,7 @@ class Service:
         timer = self._timers.pop(job.id, None)
         if timer is not None:
             timer.cancel()
-        os.close(job.image)
+        job.discard(job.image)
         self._jobs.discard(job)
         now = self.last_active = self._loop.time()
         code = outcome.code if isinstance(outcome, SwiprError) else "ok"

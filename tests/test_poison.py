@@ -13,10 +13,10 @@ from daemonprocess import DaemonProcess
 from venom import Venom, environment
 
 from swiprctl.errors import DeadlineExceeded, TooLarge, WorkerCrashed
-from swiprd.identity import identify
 from swiprd.memfd import sealed_memfd
 from swiprd.overdue import Usual
 from swiprd.poison import Identity, Poison
+from swiprd.recognition import recognise
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -83,7 +83,7 @@ class TestMemory:
         assert len(poison) == 0
 
 
-class TestIdentity:
+class TestRecognition:
     @pytest.fixture
     def opened(self) -> Iterator[list[int]]:
         """Descriptors to be closed."""
@@ -97,34 +97,34 @@ class TestIdentity:
         file.write_bytes(b"12345")
         os.utime(file, ns=(0, 1))
         opened += [os.open(file, os.O_RDONLY) for _ in range(2)]
-        first = identify(opened[0])
+        first = recognise(opened[0])
         assert first is not None
-        assert first == identify(opened[1])
+        assert first == recognise(opened[1])
         os.utime(file, ns=(0, 2))
-        assert identify(opened[0]) != first
+        assert recognise(opened[0]) != first
         (tmp_path / "b").write_bytes(b"12345")
         os.utime(tmp_path / "b", ns=(0, 2))
         opened.append(os.open(tmp_path / "b", os.O_RDONLY))
-        assert identify(opened[2]) != identify(opened[0])
+        assert recognise(opened[2]) != recognise(opened[0])
 
     def test_sealed_bytes_are_known_by_what_they_are(self, opened: list[int]) -> None:
         opened += [sealed_memfd(data) for data in (b"12345", b"12345", b"12346")]
-        one, same, other = map(identify, opened)
+        one, same, other = map(recognise, opened)
         assert one == same != other
 
     def test_what_may_still_change_is_not_known_by_its_bytes(self, opened: list[int]) -> None:
         for _ in range(2):
             opened.append(os.memfd_create("x", os.MFD_ALLOW_SEALING))
             os.write(opened[-1], b"12345")
-        assert identify(opened[0]) != identify(opened[1])
+        assert recognise(opened[0]) != recognise(opened[1])
 
     def test_nothing_is_read_where_it_is_not_worth_it(self, opened: list[int]) -> None:
         opened.append(sealed_memfd(b"12345"))
-        assert identify(opened[0], lambda size: size != 5) is None
+        assert recognise(opened[0], lambda size: size != 5) is None
 
     def test_a_pipe_is_nobody(self, opened: list[int]) -> None:
         opened += os.pipe()
-        assert identify(opened[0]) is None
+        assert recognise(opened[0]) is None
 
 
 def test_patience_follows_what_batches_take() -> None:
