@@ -31,6 +31,9 @@ from swiprd.wear import Wear
 MAX_KILLED_LOADS = 3
 """Forkservers in a row that may be killed from outside while the model has never served yet."""
 
+FORK_PATIENCE = 8.0
+"""Seconds in which the forkserver, which does nothing else, must have forked a worker."""
+
 MAX_FALSE_STARTS = 3
 """Workers in a row that may die or answer wrongly at their first canary, before the model is."""
 
@@ -339,13 +342,21 @@ class Supervisor:
     ) -> Worker:
         assert self._forkserver is not None
         number = next(self._numbers)
-        return Worker(
+        worker = Worker(
             number,
             self._forkserver.fork(number),
             on_forked=on_forked,
             on_reply=on_reply,
             on_gone=on_gone,
         )
+        self._later(FORK_PATIENCE, lambda: self._still_spawning(worker))
+        return worker
+
+    def _still_spawning(self, worker: Worker) -> None:
+        """A forkserver that does not fork is worse than none: it holds the place of another."""
+        if worker.state is State.SPAWNING:
+            log.error("the forkserver does not fork: it is killed")
+            self.kill()
 
     def _fail(self, error: LoadingFailed) -> None:
         if not self._ready.done():

@@ -276,6 +276,19 @@ class TestKilled:
             )
         assert daemon.status()["forkserver"]["restarts"] == 1
 
+    def test_a_forkserver_that_stands_still_is_replaced(
+        self, start_daemon: StartDaemon, photos: list[bytes]
+    ) -> None:
+        daemon = start_daemon().wait_ready()
+        status = daemon.wait_status(lambda s: [w["state"] for w in s["workers"]] == ["idle"] * 2)
+        os.kill(status["forkserver"]["pid"], signal.SIGSTOP)
+        for worker in status["workers"]:
+            os.kill(worker["pid"], signal.SIGKILL)
+        with daemon.connect() as peer:
+            error = peer.ask(image=photos[0], timeout=PATIENCE).error
+            assert error is None, daemon.log.read_text()
+        assert daemon.status()["forkserver"]["restarts"] == 1
+
     def test_nothing_survives_the_front(self, start_daemon: StartDaemon, slow: int) -> None:
         daemon = start_daemon().wait_ready()
         with daemon.connect() as peer:

@@ -7,6 +7,7 @@ would: the GIL is held, no signal handler runs, nothing but SIGKILL helps.
 
 from __future__ import annotations
 
+import os
 from enum import Enum
 from pathlib import Path
 
@@ -69,4 +70,5 @@ def environment(folder: Path) -> dict[str, str]:
     """What a daemon's environment has to have for venom to work; `folder` is made."""
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(_SITE)
-    return {"PYTHONPATH": str(folder)}
+    others = [path for path in [os.environ.get("PYTHONPATH")] if path]
+    return {"PYTHONPATH": os.pathsep.join([str(folder), *others])}
