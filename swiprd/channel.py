@@ -191,7 +191,10 @@ class Channel:
         if len(descriptors) > 1 or (flags & _TRUNCATED and self.descriptors):
             for descriptor in descriptors:
                 self._discard(descriptor)
-            self.refuse(BadRequest("more than one descriptor came with a frame"))
+            if len(descriptors) > 1:
+                self.refuse(BadRequest("more than one descriptor came with a frame"))
+            else:  # the kernel had one for us, and no place in our table to put it
+                self.refuse(Overloaded("no descriptor is left for the image", 1.0))
             return
         if not data:
             for descriptor in descriptors:

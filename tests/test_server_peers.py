@@ -230,6 +230,22 @@ class TestConnections:
                 assert peer.ask(image=photos[0]).error is None
         vitals.check()
 
+    def test_with_none_left_for_an_image_its_sender_is_told_to_come_back(
+        self, start_daemon: StartDaemon, photos: list[bytes], photo_file: int
+    ) -> None:
+        daemon = start_daemon().wait_ready()
+        vitals = Vitals(daemon, photos[0])
+        with daemon.connect() as peer:
+            assert peer.ask(image=photos[0]).error is None
+            _, hard = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+            resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (3, hard))
+            peer.send(2, descriptor=photo_file)
+            error = farewell(peer)
+            resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (hard, hard))
+        assert isinstance(error, Overloaded)
+        assert error.retry_after
+        vitals.check()
+
     def test_a_daemon_that_leaves_accepts_nobody_once_there_are_descriptors_again(
         self, start_daemon: StartDaemon, photos: list[bytes]
     ) -> None:
