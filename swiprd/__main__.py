@@ -1,9 +1,10 @@
-"""The composition root of the daemon, `swiprd serve`, and of what is done without one."""
+"""The composition root of the daemon: `swiprd serve`; and `swiprd check`, `swiprd pack`."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
 import os
 import resource
 import sys
@@ -16,6 +17,7 @@ from swiprd.config import ConfigError, Settings, add_options, load_settings
 from swiprd.daemon import Daemon
 from swiprd.forkserver import ENVIRONMENT
 from swiprd.log import set_up
+from swiprd.pack import options as pack_options
 from swiprd.systemd import Manager, listen_sockets
 
 _EX_USAGE = 64
@@ -35,11 +37,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command line; return the exit status."""
     options = _parser().parse_args(argv)
     if options.command == "check":
-        # Before torch is imported. The forkserver's other variables keep it from using threads.
-        os.environ.setdefault("GOMP_SPINCOUNT", ENVIRONMENT["GOMP_SPINCOUNT"])
-        from swiprd.check import check  # not above: a daemon's front must not import torch
-
-        return check(options.folder, options.images, options.device)
+        return _check(options)
+    if options.command == "pack":
+        return _pack(options)
     set_up()
     try:
         return _serve(options)
@@ -76,7 +76,28 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run the model"
     )
+    pack = commands.add_parser(
+        "pack",
+        help="make a model's folder from a checkpoint",
+        description=pack_options.DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    pack_options.add_options(pack)
     return parser
+
+
+def _check(options: argparse.Namespace) -> int:
+    # Before torch is imported. The forkserver's other variables would keep it from using threads.
+    os.environ.setdefault("GOMP_SPINCOUNT", ENVIRONMENT["GOMP_SPINCOUNT"])
+    check = importlib.import_module("swiprd.check").check  # by its name, as below
+    status: int = check(options.folder, options.images, options.device)
+    return status
+
+
+def _pack(options: argparse.Namespace) -> int:
+    # By its name: it imports torch, which what serves must not even reach.
+    status: int = importlib.import_module("swiprd.pack.command").run(options)
+    return status
 
 
 def _serve(options: argparse.Namespace) -> int:

@@ -198,6 +198,7 @@ class _Trial:
                     deadline=now,
                     timeout=None,
                     done=_ignore,
+                    discard=os.close,
                 )
                 for _ in range(self._shape.batch)
             ],

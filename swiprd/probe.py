@@ -55,6 +55,7 @@ class Probe:
             deadline=now + timeout,
             timeout=timeout,
             done=_unused,
+            discard=os.close,
         )
         worker.give([job], CANARY_LIMITS, threads=1)
 
