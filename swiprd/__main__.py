@@ -1,10 +1,9 @@
-"""The composition root of the daemon: `swiprd serve`; and `swiprd check`, `swiprd pack`."""
+"""The composition root of the daemon, `swiprd serve`, and of what is done without one."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib
 import os
 import resource
 import sys
@@ -37,9 +36,15 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command line; return the exit status."""
     options = _parser().parse_args(argv)
     if options.command == "check":
-        return _check(options)
+        # Before torch is imported. The forkserver's other variables keep it from using threads.
+        os.environ.setdefault("GOMP_SPINCOUNT", ENVIRONMENT["GOMP_SPINCOUNT"])
+        from swiprd.check import check  # not above: a daemon's front must not import torch
+
+        return check(options.folder, options.images, options.device)
     if options.command == "pack":
-        return _pack(options)
+        from swiprd.pack.command import run
+
+        return run(options)
     set_up()
     try:
         return _serve(options)
@@ -84,20 +89,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     pack_options.add_options(pack)
     return parser
-
-
-def _check(options: argparse.Namespace) -> int:
-    # Before torch is imported. The forkserver's other variables would keep it from using threads.
-    os.environ.setdefault("GOMP_SPINCOUNT", ENVIRONMENT["GOMP_SPINCOUNT"])
-    check = importlib.import_module("swiprd.check").check  # by its name, as below
-    status: int = check(options.folder, options.images, options.device)
-    return status
-
-
-def _pack(options: argparse.Namespace) -> int:
-    # By its name: it imports torch, which what serves must not even reach.
-    status: int = importlib.import_module("swiprd.pack.command").run(options)
-    return status
 
 
 def _serve(options: argparse.Namespace) -> int:
