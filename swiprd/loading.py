@@ -16,6 +16,7 @@ from swiprd.config import Settings
 from swiprd.log import log
 from swiprd.pool import Owner, Pool
 from swiprd.tables import BundleError
+from swiprd.wear import Wear
 
 Signature = tuple[tuple[str, int, int], ...]
 
@@ -46,6 +47,8 @@ async def load(
         limits={"max_bytes": settings.max_image, "max_pixels": settings.max_pixels},
         canary=lambda described: replace(canary, classes=len(described["labels"])),
         ids=ids,
+        memory=settings.worker_memory,
+        wear=Wear(requests=settings.max_requests, growth=settings.max_growth),
     )
     pools.add(pool)
     try:

@@ -49,7 +49,6 @@ PRINTED = {"swiprctl.report", "swiprctl.rows"}
 
 LONGEST = 300
 LONG = {
-    "swiprctl.protocol",
     "swiprd.supervisor",
     "swiprd.service",
 }
@@ -214,10 +213,27 @@ def test_the_wire_is_pure() -> None:
     assert not {one.top for one in MODULES["swiprctl.protocol"].run} & forbidden
 
 
-@pytest.mark.parametrize("name", ["admission", "lifecycle", "canary", "stats"])
+@pytest.mark.parametrize(
+    "name", ["admission", "lifecycle", "canary", "stats", "poison", "overdue", "wear", "threads"]
+)
 def test_what_decides_is_pure(name: str) -> None:
     forbidden = {"socket", "time", "logging", "selectors", "select", "asyncio", "os", "datetime"}
     assert not {one.top for one in MODULES[f"swiprd.{name}"].run} & forbidden
+
+
+def test_nobody_reads_a_clock_that_jumps() -> None:
+    """Deadlines, ages and retries run on CLOCK_MONOTONIC, which nobody can set."""
+    steady = {"time.monotonic", "time.clock_gettime_ns(time.CLOCK_MONOTONIC)", "time.sleep"}
+    jumping = re.compile(
+        r"\btime\.(?!monotonic\b|perf_counter\b|clock_gettime|CLOCK_MONOTONIC)\w+|\bdatetime\b"
+    )
+    for module in MODULES.values():
+        if module.name.startswith(f"{FOCUS}."):
+            continue  # what trains a model serves nobody
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.Attribute | ast.Import | ast.ImportFrom):
+                text = ast.unparse(node)
+                assert text in steady or not jumping.search(text), f"{module.path}: {text}"
 
 
 def test_errors_imports_nothing() -> None:
