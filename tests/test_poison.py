@@ -129,12 +129,14 @@ class TestRecognition:
 
 def test_patience_follows_what_batches_take() -> None:
     usual = Usual()
-    assert usual.patience == 0.5
+    assert usual.patience(100.0) == 0.5
     for _ in range(100):
         usual.learn(1.0)
-    assert usual.patience == pytest.approx(8.0)
+    assert usual.patience(100.0) == pytest.approx(8.0)
     usual.learn(0.0)
-    assert 7.0 < usual.patience < 8.0
+    assert 7.0 < usual.patience(100.0) < 8.0
+    assert usual.patience(10.0) == 2.5, "each image of a batch can still be tried alone"
+    assert usual.patience(0.1) == 0.5
 
 
 @pytest.fixture
