@@ -73,6 +73,7 @@ class Exchange:
         for job in list(self._jobs.values()):
             self._end(job, NoDaemon("the client was closed before the answer came"))
         self._lose()
+        self._dialer.close()
 
     def step(self, *, wait: bool = True, watch: int = -1) -> None:
         """Send what can be sent, wait for something to happen, and take in what came.
@@ -155,7 +156,6 @@ class Exchange:
         for job in self._jobs.values():
             if job.in_flight:
                 self._again(job, now + job.pause(), now, "the connection broke before its answer")
-        self._dialer.reap()
 
     # -- receiving
 

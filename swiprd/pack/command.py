@@ -157,7 +157,7 @@ def _tell(made: Plan) -> None:
     _say("architecture", f"{fit.architecture}{head} (by {made.why['architecture']})")
     _say("outputs", str(fit.classes))
     if made.named is not None:
-        _say("labels", f"{_list(made.named.labels)} (by {made.named.source})")
+        _say("labels", f"{_list(made.named.labels)} (from {made.named.source})")
     _say("activation", f"{made.activation} ({made.why['activation']})")
     _say("preprocess", f"{_summary(made.recipe.preprocess)} (as {made.recipe.source})")
     for note in made.notes:
@@ -178,8 +178,8 @@ def _next(options: argparse.Namespace, answer: Answer) -> None:
         f"""
 Try it:
   swiprd check {path} photo.jpg
-Serve it, for yourself:
-  swiprd serve --socket /tmp/{name}.sock --model {path} &
+Serve it for yourself, and ask from another terminal:
+  swiprd serve --socket /tmp/{name}.sock --model {path}
   swiprctl --socket /tmp/{name}.sock predict photo.jpg
 Or as a service for everybody on this host:
   sudo cp -r {path} {MODELS[1]}/{name}

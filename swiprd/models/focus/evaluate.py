@@ -20,7 +20,7 @@ import scipy.signal
 import scipy.stats
 from PIL import Image
 
-from swiprd.images import preprocess, resized
+from swiprd.cropping import preprocess, resized
 from swiprd.model import LoadedModel, probabilities
 
 # Choices (which blurs to train on, when to stop) were made by looking at the first set only.
