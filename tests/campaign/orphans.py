@@ -24,7 +24,7 @@ SECONDS = 90.0
 _ROUNDS = 6
 _WITHIN = 1.0  # seconds
 _LOOK = 0.005
-_STUCK = 2.5  # seconds until the deadline of what hangs
+_STUCK = 1.5  # seconds until the deadline of what hangs
 _WORKERS = 2
 
 
