@@ -47,8 +47,8 @@ class TestMemory:
     def test_who_gives_a_hanging_image_much_longer_may_try(self) -> None:
         poison = Poison(300.0)
         poison.remember(IMAGE, LATE, 0.0, ran=4.0)
-        assert isinstance(poison.recall(IMAGE, 1.0, patience=8.0), DeadlineExceeded)
-        assert poison.recall(IMAGE, 1.0, patience=8.1) is None
+        assert isinstance(poison.recall(IMAGE, 1.0, patience=12.0), DeadlineExceeded)
+        assert poison.recall(IMAGE, 1.0, patience=12.1) is None
 
     def test_the_least_recently_seen_makes_room(self) -> None:
         poison = Poison(300.0, most=2)
