@@ -184,17 +184,6 @@ def save_legacy(content: Any, file: Path) -> Path:
     return file
 
 
-def blocky(width: int, height: int, size: int = 2, seed: int = 3) -> bytes:
-    """A PNG of smooth colours in blocks of `size` pixels: averaging over them is exact."""
-    rng = np.random.default_rng(seed)
-    small = Image.fromarray(rng.integers(0, 256, (5, 7, 3), dtype=np.uint8))
-    small = small.resize((width // size, height // size), Image.Resampling.BICUBIC)
-    pixels = np.asarray(small).repeat(size, axis=0).repeat(size, axis=1)
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG")
-    return stream.getvalue()
-
-
 def area_crop(data: bytes, size: int) -> torch.Tensor:
     """fastai 0.7's validation transforms, written out: [1, 3, size, size].
 

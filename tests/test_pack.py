@@ -18,7 +18,7 @@ import checkpoints
 import numpy as np
 import pytest
 import torch
-from checkpoints import TOLERANCE, area_crop, blocky, classifier, old_state, save_legacy, spread
+from checkpoints import TOLERANCE, area_crop, classifier, old_state, save_legacy, spread
 from conftest import StartDaemon
 from imagefiles import encoded, picture
 from PIL import Image
@@ -34,6 +34,9 @@ pytestmark = pytest.mark.timeout(60)
 
 torchvision = import_torchvision()
 torch.set_num_threads(1)  # two on a busy host wait for each other
+# 640 by 427 pixels: neither edge is a multiple of what it is resized to, and the centre of what
+# comes out lies between two pixels.
+ROCKET = (Path(__file__).parent / "photos" / "rocket.jpg").read_bytes()
 JPEG = encoded(picture(320, 240), "JPEG", quality=92)
 
 
@@ -132,7 +135,7 @@ class TestFastai07:
 
     @pytest.mark.parametrize("name", BODIES)
     def test_the_learners_own_numbers(self, pack: Pack, tmp_path: Path, name: str) -> None:
-        size, image = 64, blocky(192, 128)
+        size, image = 64, ROCKET
         crops = area_crop(image, size)
         learner = checkpoints.learner_0_7(name)
         spread(learner, crops, learner[-2])
@@ -147,7 +150,7 @@ class TestFastai07:
     def test_the_row_that_swiprctl_prints(
         self, pack: Pack, tmp_path: Path, start_daemon: StartDaemon
     ) -> None:
-        image = blocky(672, 448)
+        image = ROCKET
         crops = area_crop(image, 224)
         learner = checkpoints.learner_0_7("resnet34", seed=7)
         spread(learner, crops, learner[-2])
@@ -166,12 +169,12 @@ class TestFastai07:
             "mean": [0.485, 0.456, 0.406],
             "std": [0.229, 0.224, 0.225],
         }
-        (tmp_path / "photo.png").write_bytes(image)
+        (tmp_path / "photo.jpg").write_bytes(image)
         daemon = start_daemon(model=pack.folder).wait_ready()
         printed = subprocess.run(
             [
                 *(sys.executable, "-m", "swiprctl", "--socket", str(daemon.path), "predict"),
-                *("--header", str(tmp_path / "photo.png")),
+                *("--header", str(tmp_path / "photo.jpg")),
             ],
             capture_output=True,
             text=True,
@@ -186,7 +189,7 @@ class TestFastai07:
         assert 0.05 < expected[0] < 0.95  # else any weights would have done
 
     def test_several_labels_a_picture(self, pack: Pack, tmp_path: Path) -> None:
-        image = blocky(192, 128)
+        image = ROCKET
         learner = checkpoints.learner_0_7("resnet18", 3, multi=True)
         spread(learner, area_crop(image, 64), learner[-2])
         file = save_legacy(old_state(learner), tmp_path / "planet.h5")
@@ -661,6 +664,25 @@ class TestFolder:
         assert described["activation"] == "sigmoid"
         described = pack.made(checkpoint, "--labels", "a,b", "--crop", "112", "--force")
         assert described["preprocess"]["resize"] == 128  # in proportion
+
+    def test_whoever_stops_reading_gets_the_folder_all_the_same(
+        self, checkpoint: Path, tmp_path: Path
+    ) -> None:
+        packing = subprocess.Popen(
+            [
+                *(sys.executable, "-P", "-m", "swiprd", "pack", str(checkpoint)),
+                *("--labels", "a,b", "-o", str(tmp_path / "m")),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert packing.stdout is not None
+        packing.stdout.close()
+        assert packing.stderr is not None
+        with packing.stderr as stderr:
+            assert stderr.read() == b""
+        assert packing.wait(50) == 0
+        assert (tmp_path / "m" / "model.toml").is_file()
 
     def test_nothing_is_left_where_the_disk_is_full(self, pack: Pack, checkpoint: Path) -> None:
         _, most = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -23,7 +23,8 @@ pytestmark = pytest.mark.timeout(60)
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 CHAPTER = README.partition("\n## Bring your own model\n")[2].partition("\n## ")[0]
 SHAPE = "--workers=1 --threads=1 --batch=1 --config=/dev/null"
-NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-\d+)?|\b[0-9a-f]{12}\b")
+# Ids first: they may begin with digits.
+NUMBER = re.compile(r"\b[0-9a-f]{12}\b|\d+(?:\.\d+)?(?:e-\d+)?")
 
 
 def consoles() -> list[tuple[str, str]]:
