@@ -26,7 +26,7 @@ from campaign.host import Asker, Host, end_all, folder
 from campaign.outcome import Outcome
 from campaign.pictures import Pictures, quick_model
 
-SECONDS = 100.0
+SECONDS = 60.0
 
 _REQUESTS = 1_500  # beside each fault
 _RATE = 150.0  # a second

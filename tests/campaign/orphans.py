@@ -19,7 +19,7 @@ from campaign.outcome import Outcome
 from campaign.pictures import Pictures, quick_model
 from campaign.progress import Progress
 
-SECONDS = 90.0
+SECONDS = 70.0
 
 _ROUNDS = 6
 _WITHIN = 1.0  # seconds

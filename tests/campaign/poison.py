@@ -24,7 +24,7 @@ from campaign.pictures import Pictures, quick_model
 from campaign.progress import Progress
 from swiprctl.errors import SwiprError
 
-SECONDS = 75.0
+SECONDS = 65.0
 
 _REQUESTS = 3_000
 _POISONED = 50  # one in so many

@@ -23,7 +23,7 @@ from campaign.outcome import Outcome
 from campaign.pictures import Pictures, quick_model
 from campaign.progress import Progress
 
-SECONDS = 260.0
+SECONDS = 200.0
 
 _REQUESTS = 100_000
 _EARLY = 0.05  # of the requests: then it is looked at first
