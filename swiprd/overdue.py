@@ -12,6 +12,7 @@ MOST = 4
 
 _LEAST = 0.5  # seconds: a fresh worker's first batch, or a busy host, takes that easily
 _TIMES = 8.0  # the usual time: a large photograph takes so much longer than a small one
+_SHARE = 0.25  # of its time, so that each image of a batch can still be tried alone
 _SMOOTHING = 0.1  # weight of the newest time in the running average
 
 
@@ -21,10 +22,9 @@ class Usual:
     def __init__(self) -> None:
         self._seconds = 0.0
 
-    @property
-    def patience(self) -> float:
-        """Seconds after which a batch is overdue."""
-        return max(_LEAST, _TIMES * self._seconds)
+    def patience(self, left: float) -> float:
+        """Seconds after which a batch is overdue, where its first deadline is in `left` seconds."""
+        return max(_LEAST, min(_TIMES * self._seconds, _SHARE * left))
 
     def learn(self, seconds: float) -> None:
         """A batch took so long."""

@@ -16,9 +16,8 @@ from swiprctl.errors import SwiprError
 MOST = 1024
 """Images remembered at a time; a newer one takes the place of the least recently seen."""
 
-_LONGER = (
-    2.0  # times as long as it had in vain must a request give, for its image to be tried again
-)
+_LONGER = 3.0
+"""Times as long as it had in vain must a request give an image, for it to be tried again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,8 @@ class Pool:
                 job.threads = threads if len(batch) == 1 else 0
                 self._running[job.id] = worker
             worker.give(batch, self._limits, threads)
-            self._loop.call_later(self._usual.patience, self._overdue, worker, batch)
+            patience = self._usual.patience(min(job.deadline for job in batch) - now)
+            self._loop.call_later(patience, self._overdue, worker, batch)
 
     def expire(self, job: Job) -> None:
         """A running job's deadline has passed: kill its worker; its neighbours run again."""

@@ -47,8 +47,8 @@ class TestMemory:
     def test_who_gives_a_hanging_image_much_longer_may_try(self) -> None:
         poison = Poison(300.0)
         poison.remember(IMAGE, LATE, 0.0, ran=4.0)
-        assert isinstance(poison.recall(IMAGE, 1.0, patience=8.0), DeadlineExceeded)
-        assert poison.recall(IMAGE, 1.0, patience=8.1) is None
+        assert isinstance(poison.recall(IMAGE, 1.0, patience=12.0), DeadlineExceeded)
+        assert poison.recall(IMAGE, 1.0, patience=12.1) is None
 
     def test_the_least_recently_seen_makes_room(self) -> None:
         poison = Poison(300.0, most=2)
@@ -129,12 +129,14 @@ class TestRecognition:
 
 def test_patience_follows_what_batches_take() -> None:
     usual = Usual()
-    assert usual.patience == 0.5
+    assert usual.patience(100.0) == 0.5
     for _ in range(100):
         usual.learn(1.0)
-    assert usual.patience == pytest.approx(8.0)
+    assert usual.patience(100.0) == pytest.approx(8.0)
     usual.learn(0.0)
-    assert 7.0 < usual.patience < 8.0
+    assert 7.0 < usual.patience(100.0) < 8.0
+    assert usual.patience(10.0) == 2.5, "each image of a batch can still be tried alone"
+    assert usual.patience(0.1) == 0.5
 
 
 @pytest.fixture

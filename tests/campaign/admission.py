@@ -20,7 +20,7 @@ from campaign.outcome import Outcome
 from campaign.pictures import Pictures, small_model
 from campaign.progress import Progress
 
-SECONDS = 60.0
+SECONDS = 40.0
 
 _ASKED = 400  # requests with a deadline of their own
 _REQUESTS = 3_000  # of the clients that come back

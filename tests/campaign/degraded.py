@@ -15,7 +15,7 @@ import socket
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from daemonprocess import Peer, signal_if_there, wait_until
@@ -25,9 +25,8 @@ from vitals import open_descriptors
 from campaign.host import Asker, Host, end_all, folder
 from campaign.outcome import Outcome
 from campaign.pictures import Pictures, quick_model
-from campaign.progress import Progress
 
-SECONDS = 100.0
+SECONDS = 60.0
 
 _REQUESTS = 1_500  # beside each fault
 _RATE = 150.0  # a second
@@ -45,17 +44,13 @@ def run(scale: float, seed: int) -> Outcome:
         model = quick_model(place / "model")
         pictures = Pictures(place / "in", model, count=20, seed=seed)
         trial = _Trial(place, model, pictures, max(60, round(_REQUESTS * scale)), seed)
-        shortages: list[Callable[[], None]] = [
-            trial.memory,
-            trial.disk,
-            trial.descriptors,
-            trial.stopped,
-            trial.journal,
-        ]
-        progress = Progress(len(shortages))
-        for number, shortage in enumerate(shortages, start=1):
-            shortage()
-            progress.tell(number, f"shortages, the last of {shortage.__name__}")
+        site = environment(place / "site")
+        with trial.host("one", *_SHAPE, f"--worker-memory={_MEMORY}", environment=site) as host:
+            trial.memory(host)
+            trial.descriptors(host)
+            trial.stopped(host)
+        trial.disk()
+        trial.journal()
     return trial.outcome(time.monotonic() - begun)
 
 
@@ -72,31 +67,28 @@ class _Trial:
         self._errors: Counter[str] = Counter()
         self._notes: list[str] = []
 
-    def memory(self) -> None:
+    def memory(self, host: Host) -> None:
         """Images for which a worker has not enough: each is told so, and the worker goes on."""
-        site = environment(self._place / "site")
         image = self._pictures.files[0].read_bytes() + Venom.EAT.value
-        bound = f"--worker-memory={_MEMORY}"
-        with self._host("memory", *_SHAPE, bound, environment=site) as host:
-            with self._load(host), Peer(host.path) as peer:
-                for _ in range(_EATERS):
-                    self._expect(peer, image, "too-large")
-            self._check(host.status()["kills"]["total"] == 0, "a worker died of too little memory")
+        with self._load(host), Peer(host.path) as peer:
+            for _ in range(_EATERS):
+                self._expect(peer, image, "too-large")
+        self._check(host.status()["kills"]["total"] == 0, "a worker died of too little memory")
 
     def disk(self) -> None:
         """No room in the cache's folder: the calibration is used, and not kept."""
         cache = self._place / "disk" / "cache"
         cache.mkdir(parents=True)
-        with _full(cache) as full, self._host("disk", "--workers=1", "--threads=1") as host:
+        with _full(cache) as full, self.host("disk", "--workers=1", "--threads=1") as host:
             end = "could not be kept" if full else "calibrated"
             wait_until(lambda: end in host.log.read_text(), "the calibration's end")
             self._faults += full
             with self._load(host):
                 pass
 
-    def descriptors(self) -> None:
+    def descriptors(self, host: Host) -> None:
         """EMFILE: clients wait to be accepted, workers to be forked; both come when it is over."""
-        with self._host("descriptors", *_SHAPE) as host, contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as stack:
             with self._load(host):
                 soft, hard = resource.prlimit(host.pid, resource.RLIMIT_NOFILE)
                 here = len(open_descriptors(host.pid)) + 2
@@ -112,17 +104,16 @@ class _Trial:
                 resource.prlimit(host.pid, resource.RLIMIT_NOFILE, (soft, hard))
             self._settled(host, "descriptors")
 
-    def stopped(self) -> None:
+    def stopped(self, host: Host) -> None:
         """SIGSTOP and SIGCONT on each process: nothing is lost."""
-        with self._host("stopped", *_SHAPE) as host:
-            for find in (host.forked, host.forkservers, lambda: [host.pid]):
-                with self._load(host):
-                    pid = self._rng.choice(find())
-                    signal_if_there(pid, signal.SIGSTOP)
-                    self._faults += 1
-                    time.sleep(_STOPPED)
-                    signal_if_there(pid, signal.SIGCONT)
-                self._settled(host, "SIGCONT")
+        for find in (host.forked, host.forkservers, lambda: [host.pid]):
+            with self._load(host):
+                pid = self._rng.choice(find())
+                signal_if_there(pid, signal.SIGSTOP)
+                self._faults += 1
+                time.sleep(_STOPPED)
+                signal_if_there(pid, signal.SIGCONT)
+            self._settled(host, "SIGCONT")
 
     def journal(self) -> None:
         """Nobody reads what it logs: it goes on, and tells how much was missed."""
@@ -138,7 +129,7 @@ class _Trial:
                 while True:
                     os.write(writer, b"x" * 512)
             os.close(writer)
-            host = stack.enter_context(self._host("journal", *_SHAPE))
+            host = stack.enter_context(self.host("journal", *_SHAPE))
             with self._load(host):
                 for _ in range(3):
                     os.kill(host.forked()[0], signal.SIGKILL)
@@ -166,9 +157,10 @@ class _Trial:
         )
 
     @contextlib.contextmanager
-    def _host(
+    def host(
         self, name: str, *arguments: str, environment: dict[str, str] | None = None
     ) -> Iterator[Host]:
+        """A daemon, for the block."""
         host = Host(self._place / name, self._model, *arguments, environment=environment)
         try:
             yield host.wait_ready()

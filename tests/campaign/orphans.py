@@ -19,12 +19,12 @@ from campaign.outcome import Outcome
 from campaign.pictures import Pictures, quick_model
 from campaign.progress import Progress
 
-SECONDS = 90.0
+SECONDS = 70.0
 
 _ROUNDS = 6
 _WITHIN = 1.0  # seconds
 _LOOK = 0.005
-_STUCK = 2.5  # seconds until the deadline of what hangs
+_STUCK = 1.5  # seconds until the deadline of what hangs
 _WORKERS = 2
 
 

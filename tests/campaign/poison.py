@@ -2,6 +2,8 @@
 
 Mixed into good ones, batches included. Each poisoned one gets its named error by its deadline, each
 good one its row. Then each comes again, and is refused at once; one that has been mended is not.
+What waited for most of its time on a busy host, and hung for a small part of it, has not been found
+out yet: it may be tried once more, and that is counted.
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ from campaign.host import Asker, Host, end_all, folder
 from campaign.outcome import Outcome
 from campaign.pictures import Pictures, quick_model
 from campaign.progress import Progress
+from swiprctl.errors import SwiprError
 
-SECONDS = 75.0
+SECONDS = 65.0
 
 _REQUESTS = 3_000
 _POISONED = 50  # one in so many
@@ -105,15 +108,24 @@ def _come_again(host: Host, verdict: _Verdict) -> None:
     with Peer(host.path) as peer:
         for file, venom in verdict.venoms.items():
             if venom in _REMEMBERED:
-                begun = time.monotonic()
-                with open(file, "rb") as image:
-                    error = peer.ask(descriptor=image.fileno()).error
-                seconds = time.monotonic() - begun
-                verdict.again(file, getattr(error, "code", ""), str(error), seconds)
+                tries = 0
+                error, seconds = _ask(peer, file)
+                if "remembered" not in str(error):
+                    tries = 1
+                    error, seconds = _ask(peer, file)
+                verdict.again(file, getattr(error, "code", ""), str(error), seconds, tries)
         mended = next(iter(verdict.venoms))
         mended.write_bytes(verdict.pictures.files[0].read_bytes())
         with open(mended, "rb") as image:
             verdict.mended(peer.ask(descriptor=image.fileno()).fields.get("probabilities"))
+
+
+def _ask(peer: Peer, file: Path) -> tuple[SwiprError | None, float]:
+    """Ask once; give the error and the seconds it took."""
+    begun = time.monotonic()
+    with open(file, "rb") as image:
+        error = peer.ask(descriptor=image.fileno()).error
+    return error, time.monotonic() - begun
 
 
 class _Verdict:
@@ -122,7 +134,7 @@ class _Verdict:
     def __init__(self, pictures: Pictures, venoms: dict[Path, Venom]) -> None:
         self.pictures = pictures
         self.venoms = venoms
-        self._requests = self._rows = self._wrong = self._refused = 0
+        self._requests = self._rows = self._wrong = self._refused = self._tried = 0
         self._errors: Counter[str] = Counter()
         self._notes: list[str] = []
         self._latest = self._slowest = 0.0
@@ -146,8 +158,9 @@ class _Verdict:
         if asker.words():
             self._fail(asker.words().splitlines()[-1])
 
-    def again(self, file: Path, code: str, message: str, seconds: float) -> None:
-        """A poisoned image came a second time."""
+    def again(self, file: Path, code: str, message: str, seconds: float, tries: int) -> None:
+        """A poisoned image came again, after so many tries that ran to the deadline."""
+        self._tried += tries
         self._requests += 1
         self._errors[code] += 1
         self._refused += 1
@@ -177,6 +190,7 @@ class _Verdict:
                 "workers_killed": float(kills),
                 "latest_deadline_seconds": self._latest,
                 "refused_again": float(self._refused),
+                "tried_once_more": float(self._tried),
                 "slowest_refusal_seconds": self._slowest,
             },
             held=self._wrong == 0,

@@ -18,7 +18,7 @@ from campaign.host import Asker, Host, end_all, folder
 from campaign.outcome import Outcome
 from campaign.pictures import Pictures, quick_model
 
-SECONDS = 60.0
+SECONDS = 45.0
 
 _WATCHDOG = 2.0  # seconds: WatchdogSec=
 _ROUNDS = 6
