@@ -1,8 +1,8 @@
 """Which socket the daemon listens on, and how to connect to it.
 
 Order: the one that was asked for, `$SWIPR_SOCKET`, the system's in /run/swipr if it is there, the
-user's own. This module knows where sockets are and what their failures mean; it starts no daemon
-and speaks no protocol.
+user's own, of which each model's folder has one. This module knows where sockets are and what
+their failures mean; it starts no daemon and speaks no protocol.
 
 `_socket` is the standard library's own C module. `socket`, its wrapper, builds enums of some 200
 constants, which takes 7 ms: as long as all the rest of the client.
@@ -16,7 +16,7 @@ import os
 import stat
 import struct
 
-from swiprctl.errors import Forbidden, NoDaemon, SwiprError, UsageError
+from swiprctl.errors import CannotOpen, Forbidden, NoDaemon, SwiprError, UsageError
 
 SYSTEM_FOLDER = "/run/swipr"
 FALLBACK_FOLDER = "/tmp/swipr-{uid}"
@@ -34,14 +34,19 @@ class NotListening(Exception):
 
 
 class Address:
-    """A socket's path and who is expected behind it: `kind` is explicit, system or private."""
+    """A socket's path and who is expected behind it: `kind` is explicit, system or private.
 
-    __slots__ = ("kind", "path", "unit")
+    `unit` is the system's; `folder` that of the model which a private daemon serves, empty where
+    it is the shipped one.
+    """
 
-    def __init__(self, path: str, kind: str, unit: str = "") -> None:
+    __slots__ = ("folder", "kind", "path", "unit")
+
+    def __init__(self, path: str, kind: str, unit: str = "", folder: str = "") -> None:
         self.path = path
         self.kind = kind
         self.unit = unit
+        self.folder = folder
 
     def connect(self) -> _socket.socket | None:
         """Connect without blocking; None if the listener's queue is full just now.
@@ -123,15 +128,24 @@ class Address:
 def choose(asked: str | None = None, model: str | None = None) -> Address:
     """Find the socket to use.
 
+    Args:
+        model: the name of a system's model, or with a slash in it a model's folder: a private
+            daemon serves that.
+
     Raises:
         UsageError: the model's name cannot be one, or a socket and a model were both asked for.
+        CannotOpen: there is no model in the folder.
         NoDaemon: no daemon for the model that was named.
     """
     if model is not None:
         if asked is not None:
             raise UsageError("a socket and a model: give one of them")
-        if not model or model.startswith(".") or "/" in model or "\0" in model:
+        if not model or "\0" in model:
             raise UsageError(f"not a model's name: {model!r}")
+        if "/" in model:
+            return _serving(model)
+        if model.startswith("."):
+            raise UsageError(f"not a model's name: {model!r}; a folder's has a slash: ./{model}")
     else:
         asked = asked if asked is not None else os.environ.get("SWIPR_SOCKET") or None
         if asked == "":
@@ -150,6 +164,26 @@ def choose(asked: str | None = None, model: str | None = None) -> Address:
             f" 'systemctl enable --now {unit}.socket' sets one up; {remedy(unit)}"
         )
     return Address(f"{private_folder()}/{DEFAULT_NAME}.sock", "private")
+
+
+def _serving(folder: str) -> Address:
+    """Name the socket of the user's own daemon for a model's folder as it is now.
+
+    Whoever changes model.toml, which records the digest of the weights, gets another socket, and
+    with it a daemon that has not loaded the old one; that leaves when nobody asks it any more.
+    """
+    import hashlib
+
+    folder = os.path.realpath(folder)
+    try:
+        found = os.stat(f"{folder}/model.toml")
+    except OSError as error:
+        raise CannotOpen(
+            f"{folder}/model.toml: {error.strerror}; 'swiprd pack' makes a model's folder"
+        ) from error
+    state = (folder, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+    digest = hashlib.blake2b(repr(state).encode(errors="surrogateescape"), digest_size=8)
+    return Address(f"{private_folder()}/{digest.hexdigest()}.sock", "private", folder=folder)
 
 
 def private_folder() -> str:

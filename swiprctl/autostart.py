@@ -134,7 +134,7 @@ def start(address: Address) -> Child | None:
                 if answered is not None:
                     answered.close()
                 return None
-            return _bind_and_spawn(address.path, f"{base}.log")
+            return _bind_and_spawn(address.path, f"{base}.log", address.folder)
         finally:
             # Unlocked by name, not by closing: the child may still hold a copy.
             fcntl.flock(lock, fcntl.LOCK_UN)
@@ -164,7 +164,7 @@ def _lock(lock: int, path: str) -> None:
             return
 
 
-def _bind_and_spawn(path: str, log_path: str) -> Child:
+def _bind_and_spawn(path: str, log_path: str, model: str) -> Child:
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise NoDaemon(f"{path} is in the way: it is not a socket")
@@ -193,7 +193,7 @@ def _bind_and_spawn(path: str, log_path: str) -> Child:
             os.unlink(path)
             raise
         if pid == 0:
-            _stand_between(listener.fileno(), null, log, tell)
+            _stand_between(listener.fileno(), null, log, tell, model)
         child = Child(pid, told, log_path, offset)
         told = -1
         return child
@@ -204,12 +204,12 @@ def _bind_and_spawn(path: str, log_path: str) -> Child:
                 os.close(descriptor)
 
 
-def _stand_between(listener: int, null: int, log: int, tell: int) -> NoReturn:
+def _stand_between(listener: int, null: int, log: int, tell: int, model: str) -> NoReturn:
     """Be the child: start the daemon, say how it ended; leave when nobody listens any more."""
     try:
         pid = os.fork()
         if pid == 0:
-            _become_daemon(listener, null, log)
+            _become_daemon(listener, null, log, model)
         os.setsid()  # what is typed at the client's terminal is not for this one
         os.dup2(null, 0)  # nobody's pipe or terminal is to be held open
         os.dup2(null, 1)
@@ -233,7 +233,7 @@ def _stand_between(listener: int, null: int, log: int, tell: int) -> NoReturn:
         os._exit(0)
 
 
-def _become_daemon(listener: int, null: int, log: int) -> NoReturn:
+def _become_daemon(listener: int, null: int, log: int, model: str) -> NoReturn:
     """Be the child: nothing but system calls until exec, as a thread may hold any lock."""
     try:
         os.setsid()
@@ -251,7 +251,8 @@ def _become_daemon(listener: int, null: int, log: int) -> NoReturn:
         os.chdir("/")  # holds no mount busy
         # -P: what lies in the current directory is not to be imported.
         command = [sys.executable, "-P", "-m", "swiprd", "serve", "--private"]
-        os.execve(sys.executable, [*command, "--idle-timeout", str(IDLE_TIMEOUT)], environ)
+        command += ["--idle-timeout", str(IDLE_TIMEOUT), *(["--model", model] if model else [])]
+        os.execve(sys.executable, command, environ)
     except BaseException as error:
         os.write(2, f"swiprctl: cannot start the daemon: {error}\n".encode(errors="replace"))
     finally:

@@ -102,11 +102,13 @@ class Client:
         timeout: seconds each request may take from start to end; by default the daemon's 10.
         autostart: whether to start a daemon where none listens on the user's own socket.
         notify: called once, with a line for the user, if the first answer takes long.
-        model: the name of a system's model, in place of `socket_path`.
+        model: the name of a system's model, or with a slash in it a model's folder, which a
+            daemon of the user's own serves; in place of `socket_path`.
         trace: called with a line each time that a request has to be sent again, and why.
 
     Raises:
         UsageError: the socket, model or timeout cannot be meant.
+        CannotOpen: there is no model in the folder.
         NoDaemon: no daemon serves the model that was named.
     """
 

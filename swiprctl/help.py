@@ -29,7 +29,8 @@ Inputs and output of predict:
   --prometheus         print the status as metrics, for node_exporter's textfile collector
 
 Which daemon, and for how long:
-  --model NAME         the system's daemon for this model: /run/swipr/NAME.sock
+  --model NAME         the system's daemon for this model: /run/swipr/NAME.sock;
+                       with a slash, a model's folder: a daemon of your own for it
   --socket PATH        the daemon on this socket (default: $SWIPR_SOCKET, then
                        /run/swipr/default.sock, then your own)
   --no-autostart       do not start a daemon

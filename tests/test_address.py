@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grp
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -12,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from swiprctl import address
-from swiprctl.address import Address, choose
-from swiprctl.errors import Forbidden, NoDaemon, UsageError
+from swiprctl.address import MAX_PATH, Address, choose
+from swiprctl.errors import CannotOpen, Forbidden, NoDaemon, UsageError
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -75,9 +76,36 @@ def test_a_model_has_a_socket_of_the_system(system: Path) -> None:
     assert choose(None, "default").kind == "private"
     with pytest.raises(NoDaemon, match=r"systemctl enable --now swiprd@birds\.socket"):
         choose(None, "birds")
-    for name in ("", ".hidden", "../up", "a/b"):
+    for name in ("", ".hidden", "a\0b"):
         with pytest.raises(UsageError):
             choose(None, name)
+
+
+def test_a_models_folder_has_a_socket_of_the_users_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pets = tmp_path / "pets"
+    pets.mkdir()
+    (pets / "model.toml").write_text('name = "pets"\n')
+    (tmp_path / "link").symlink_to(pets)
+    found = choose(None, f"{pets}/")
+    assert (found.kind, found.folder) == ("private", str(pets))
+    assert Path(found.path).parent == Path(choose(None, "default").path).parent
+    assert len(found.path) <= MAX_PATH
+    monkeypatch.chdir(tmp_path)
+    assert choose(None, "./pets").path == choose(None, "./link").path == found.path
+    (tmp_path / "cats").mkdir()
+    shutil.copy2(pets / "model.toml", tmp_path / "cats")
+    assert choose(None, "./cats").path != found.path
+    (pets / "model.toml").write_text('name = "pets"\nsha256 = "…"\n')
+    assert choose(None, "./pets").path != found.path, "a daemon of the old one may still be there"
+
+
+def test_a_folder_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(CannotOpen, match=r"model\.toml: No such file .*'swiprd pack' makes"):
+        choose(None, f"{tmp_path}/")
+    with pytest.raises(UsageError, match=r"a folder's has a slash: \./\.pets"):
+        choose(None, ".pets")
     with pytest.raises(UsageError):
         choose("/a/socket", "chexnet")
     with pytest.raises(UsageError):

@@ -104,6 +104,18 @@ def test_it_is_started_as_systemd_would(home: Home) -> None:
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
+def test_one_for_a_models_folder_is_told_which(home: Home, tmp_path: Path) -> None:
+    (tmp_path / "pets").mkdir()
+    (tmp_path / "pets" / "model.toml").touch()
+    with Client(model=f"{tmp_path}/pets") as client, Client() as default:
+        for asked in (client, default):
+            assert asked.predict(b"12345").probabilities == (5,)
+        assert client.socket_path != default.socket_path
+    pets, other = home.started()
+    assert pets["arguments"][-2:] == ["--model", str(tmp_path / "pets")]
+    assert "--model" not in other["arguments"]
+
+
 def test_a_client_that_lives_on_has_no_child_and_no_zombie(home: Home) -> None:
     before = own_children()
     with Client() as client:

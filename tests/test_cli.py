@@ -490,7 +490,7 @@ USAGE: list[tuple[list[str], str]] = [
     (["status", "--header"], "--header does not go with status"),
     (["--json", "ping"], "--json does not go with ping"),
     (["ping", "--socket=a", "--model=b"], "give one of them"),
-    (["ping", "--model=a/b"], "not a model's name"),
+    (["ping", "--model=.b"], "not a model's name"),
     *(
         (["predict", "--timeout", value, "a"], "--timeout: seconds above 0, at most 3600")
         for value in ("0", "-1", "3600.1", "nan", "inf", "soon", "")

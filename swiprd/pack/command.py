@@ -168,6 +168,7 @@ def _tell(made: Plan) -> None:
 def _next(options: argparse.Namespace, answer: Answer) -> None:
     """Say what came out and what can be typed now."""
     path, name = shlex.quote(str(options.output)), answer.model_id.partition("@")[0]
+    own = path if "/" in path else f"./{path}"  # without a slash it is the name of a system's model
     best = max(range(len(answer.row)), key=answer.row.__getitem__)
     _say("made", f"{options.output}: {answer.model_id}")
     _say(
@@ -179,9 +180,8 @@ def _next(options: argparse.Namespace, answer: Answer) -> None:
         f"""
 Try it:
   swiprd check {path} photo.jpg
-Serve it for yourself, and ask from another terminal:
-  swiprd serve --socket /tmp/{name}.sock --model {path}
-  swiprctl --socket /tmp/{name}.sock predict photo.jpg
+Ask it, through a daemon of your own that is started for it:
+  swiprctl --model {own} predict photo.jpg
 Or as a service for everybody on this host:
   sudo cp -r {path} {MODELS[1]}/{name}
   sudo systemctl enable --now swiprd@{name}.socket
