@@ -142,7 +142,7 @@ class _Trial:
                 progress.tell(number - left, "rows")
         self._requests += number
 
-    def leak(self, host: Host, pictures: Pictures, number: int, place: Path, least: int) -> None:
+    def leak(self, host: Host, pictures: Pictures, number: int, place: Path) -> None:
         """Ask for images that leak; each gets its row, and workers are replaced."""
         place.mkdir()
         files = []
