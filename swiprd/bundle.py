@@ -21,6 +21,7 @@ from typing import Any, Literal, get_args
 
 Activation = Literal["softmax", "sigmoid", "log_softmax", "none"]
 Crops = Literal["center", "five", "ten", "grid"]
+Pool = Literal["mean", "logits", "logsumexp"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 
 # The published statistics that every torchvision classifier's recipe carries.
@@ -64,7 +65,9 @@ class Preprocess:
         crop: edge of the square crops, in pixels.
         crops: where they are taken; `five` and `ten` as in torchvision, `grid` evenly spaced.
         grid: rows and columns of `grid`; None otherwise.
-        pool: `mean` averages the crops' probabilities, `logits` their outputs before activation.
+        pool: `mean` averages the crops' probabilities, `logits` their outputs before activation,
+            `logsumexp` the exponentials of their outputs, and takes the logarithm: the crops that
+            speak up decide, and those that have nothing to say change nothing.
         exif: `apply` turns the picture upright first; the plain torchvision loader ignores it.
         draft: let the JPEG decoder deliver a smaller picture, at least 1.5 times the resized one.
             Faster on large photos and no longer exact, hence off unless the file asks for it.
@@ -77,7 +80,7 @@ class Preprocess:
     crop: int = 224
     crops: Crops = "center"
     grid: tuple[int, int] | None = None
-    pool: Literal["mean", "logits"] = "mean"
+    pool: Pool = "mean"
     interpolation: Interpolation = "bilinear"
     exif: Literal["ignore", "apply"] = "ignore"
     draft: bool = False
@@ -340,7 +343,7 @@ def _preprocess(table: _Table) -> Preprocess:
         crop=table.whole("crop", 1, 4096) or plain.crop,
         crops=crops,
         grid=(grid[0], grid[1]) if grid else None,
-        pool=table.choice("pool", Literal["mean", "logits"], plain.pool),
+        pool=table.choice("pool", Pool, plain.pool),
         interpolation=table.choice("interpolation", Interpolation, plain.interpolation),
         exif=table.choice("exif", Literal["ignore", "apply"], plain.exif),
         draft=table.flag("draft", plain.draft),
