@@ -26,7 +26,7 @@ TILES = 2  # A training example is TILES x TILES crops of one photograph, judged
 HARD_SHARE = 0.4  # Of the photographs; the others are taken in everyday conditions.
 
 # Share of the steps, and the crops' edge in them: small ones first, which cost half as much.
-_PHASES = ((0.55, 96), (0.45, recipe.PREPROCESS.crop))
+_PHASES = ((0.75, 96), (0.25, recipe.PREPROCESS.crop))
 # A batch comes back once, mirrored, so many batches later: a photograph takes longer to generate
 # than to learn from (Choi et al., "Faster neural network training with data echoing", 2019).
 _ECHO_AFTER = 24
@@ -44,7 +44,7 @@ class Plan:
     """How the network is taught. `state`: a file to take an interrupted run up from."""
 
     seed: int = 1
-    steps: int = 7000
+    steps: int = 5500
     batch: int = 32
     held_out: int = 384
     rate: float = 3e-3
@@ -186,7 +186,7 @@ def teach(model: nn.Module, plan: Plan, scenes: Bytes, unseen: Bytes) -> Record:
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(model.parameters(), plan.rate, weight_decay=plan.decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, plan.rate, total_steps=plan.steps + 1, pct_start=0.08
+        optimiser, plan.rate, total_steps=plan.steps + 1, pct_start=0.05
     )
     record = Record(losses=[], areas=[])
     parts: dict[str, Any] = {"model": model, "optimiser": optimiser, "schedule": schedule}

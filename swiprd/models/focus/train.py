@@ -31,14 +31,16 @@ from swiprd.models.focus.drawing import (
 )
 from swiprd.models.focus.evaluate import (
     CONDITIONS,
-    TEST,
-    TUNE,
     Judged,
-    find_photographs,
-    judge_photograph,
+    blurs,
+    judge,
+    mistakes,
+    sharpness,
     table,
+    view,
 )
 from swiprd.models.focus.learning import Plan, Record, teach
+from swiprd.models.focus.photographs import BLURRED, TUNE, VALIDATION, find_photographs
 from swiprd.models.focus.plots import plot_roc, plot_training
 from swiprd.models.focus.scenes import draw_scene, make_textures
 
@@ -51,8 +53,8 @@ class Settings:
     """Everything that the weights depend on, where they go, and how hard to work."""
 
     seed: int = 1
-    scenes: int = 1200
-    closeups: int = 600
+    scenes: int = 800
+    closeups: int = 400
     steps: int = Plan.steps
     batch: int = Plan.batch
     held_out: int = Plan.held_out
@@ -120,24 +122,27 @@ def make(settings: Settings) -> None:
 
 
 def evaluate(folder: Path, photos: Path | None) -> None:
-    """Print the scores on real photographs, and draw those of the test set."""
+    """Print the scores on real photographs, and draw the ROC curves of the validation group."""
     loaded = load_model(load_bundle(folder))
     drawn: dict[str, list[Judged]] = {}
-    for title, names in (("tune", TUNE), ("test", TEST)):
+    for title, names in (("tune", TUNE), ("validation", VALIDATION)):
         paths = find_photographs(names, photos)
-        for condition in CONDITIONS:
+        if missing := [name for name in names if name not in paths]:
+            print(f"\n{title}: {len(missing)} of {len(names)} are not here: {', '.join(missing)}")
+        for condition in CONDITIONS if paths else ():
             judged = [
                 one
-                for path in tqdm(paths.values(), f"{title}, {condition}", unit="photo")
-                for one in judge_photograph(loaded, path, condition)
+                for name, path in tqdm(paths.items(), f"{title}, {condition}", unit="photo")
+                for one in judge(loaded, name, path, condition, blurs())
             ]
             print(f"\n### {title}, {condition}: {len(judged)} pictures of {len(paths)} photographs")
-            print(f"\n{table(judged)}")
-            if title == "test":
+            print(f"\n{table(judged)}\n\nWrong at 0.5: {', '.join(mistakes(judged)) or 'none'}")
+            if title == "validation":
                 drawn[condition] = judged
-        if missing := sorted(set(names) - set(paths)):
-            print(f"not on this host: {', '.join(missing)}")
-    plot_roc(folder / "roc.png", drawn)
+    for name, path in find_photographs(BLURRED, photos).items():
+        print(f"blurred when taken: {name}: {sharpness(loaded, view(path, loaded)):.3f} sharp")
+    if drawn:
+        plot_roc(folder / "roc.png", drawn)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -145,7 +150,7 @@ def main(arguments: list[str] | None = None) -> None:
     standard = Settings()
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--evaluate", action="store_true", help="score the model in --out instead")
-    parser.add_argument("--photos", type=Path, help="folder with more photographs for --evaluate")
+    parser.add_argument("--photos", type=Path, help="folder of unpacked packages for --evaluate")
     for name in ("seed", "scenes", "closeups", "steps", "batch", "held-out", "workers", "threads"):
         parser.add_argument(
             f"--{name}", type=int, default=getattr(standard, name.replace("-", "_"))
