@@ -224,7 +224,7 @@ def test_refusals_of_the_top_table(folder: Path, old: str, new: str, text: str) 
         ("enlarge = 1", "enlarge: expected true or false, found 1"),
         ('draft = "yes"', 'draft: expected true or false, found "yes"'),
         ('exif = "maybe"', 'exif: expected one of ignore, apply, found "maybe"'),
-        ('pool = "max"', 'pool: expected one of mean, logits, found "max"'),
+        ('pool = "max"', 'pool: expected one of mean, logits, logsumexp, found "max"'),
         (
             'interpolation = "cubic"',
             "interpolation: expected one of nearest, bilinear, bicubic, box, hamming, lanczos, "
