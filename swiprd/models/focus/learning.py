@@ -26,7 +26,10 @@ TILES = 2  # A training example is TILES x TILES crops of one photograph, judged
 HARD_SHARE = 0.4  # Of the photographs; the others are taken in everyday conditions.
 
 # Share of the steps, and the crops' edge in them: small ones first, which cost half as much.
-_PHASES = ((0.75, 96), (0.25, recipe.PREPROCESS.crop))
+_PHASES = ((5 / 6, 96), (1 / 6, recipe.PREPROCESS.crop))
+# The rate rises for so many steps, is held, and falls to nothing over this share of all steps.
+_WARM_UP = 275
+_COOL_DOWN = 0.5
 # A batch comes back once, mirrored, so many batches later: a photograph takes longer to generate
 # than to learn from (Choi et al., "Faster neural network training with data echoing", 2019).
 _ECHO_AFTER = 24
@@ -44,7 +47,7 @@ class Plan:
     """How the network is taught. `state`: a file to take an interrupted run up from."""
 
     seed: int = 1
-    steps: int = 5500
+    steps: int = 3600
     batch: int = 32
     held_out: int = 384
     rate: float = 3e-3
@@ -185,8 +188,10 @@ def teach(model: nn.Module, plan: Plan, scenes: Bytes, unseen: Bytes) -> Record:
     held_out_batches = list(DataLoader(held_out, plan.batch))
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(model.parameters(), plan.rate, weight_decay=plan.decay)
+    warm_up, cool_down = min(_WARM_UP, plan.steps // 3), round(plan.steps * _COOL_DOWN)
+    moving = warm_up + cool_down + 1  # Steps in which the rate changes.
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, plan.rate, total_steps=plan.steps + 1, pct_start=0.05
+        optimiser, plan.rate, total_steps=moving, pct_start=(warm_up + 1) / moving
     )
     record = Record(losses=[], areas=[])
     parts: dict[str, Any] = {"model": model, "optimiser": optimiser, "schedule": schedule}
@@ -205,7 +210,8 @@ def teach(model: nn.Module, plan: Plan, scenes: Bytes, unseen: Bytes) -> Record:
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
-        schedule.step()
+        if step <= warm_up or step > plan.steps - cool_down:
+            schedule.step()
         record.losses.append(loss.item())
         if step % 500 == 0 or step == plan.steps:
             record.areas.append((step, held_out_area(model, held_out_batches)))
