@@ -6,7 +6,8 @@ blurred in known ways. photographs.py says which.
 """
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+import multiprocessing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -17,10 +18,13 @@ import numpy.typing as npt
 import scipy.ndimage
 import scipy.signal
 import scipy.stats
+import torch
 from PIL import Image
+from tqdm import tqdm
 
+from swiprd.bundle import load_bundle
 from swiprd.images import preprocess, resized
-from swiprd.model import LoadedModel, probabilities
+from swiprd.model import LoadedModel, load_model, probabilities
 
 Floats = npt.NDArray[np.floating]
 Condition = Literal["clean", "poor light"]
@@ -143,6 +147,29 @@ def judge(
             model=sharpness(loaded, seen),
             laplacian=laplacian_variance(seen),
         )
+
+
+_loaded: list[LoadedModel] = []  # Of a judging process; filled once by _begin_judging.
+
+
+def _begin_judging(folder: Path) -> None:
+    torch.set_num_threads(1)
+    _loaded[:] = [load_model(load_bundle(folder))]
+
+
+def _judge_all_blurs(task: tuple[str, Path, Condition]) -> list[Judged]:
+    return list(judge(_loaded[0], *task, blurs()))
+
+
+def judge_all(
+    folder: Path, paths: Mapping[str, Path], condition: Condition, workers: int
+) -> list[Judged]:
+    """Judge photographs and all their blurs with the model in a folder, in several processes."""
+    tasks = [(name, path, condition) for name, path in paths.items()]
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(max(1, workers), _begin_judging, (folder,)) as pool:
+        done = tqdm(pool.imap(_judge_all_blurs, tasks), condition, len(tasks), unit="photo")
+        return [one for photograph in done for one in photograph]
 
 
 def area_under_curve(sharp: npt.ArrayLike, other: npt.ArrayLike) -> float:

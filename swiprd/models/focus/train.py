@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from tqdm import tqdm
 
 from swiprd.bundle import load_bundle
 from swiprd.model import load_model
@@ -32,8 +31,7 @@ from swiprd.models.focus.drawing import (
 from swiprd.models.focus.evaluate import (
     CONDITIONS,
     Judged,
-    blurs,
-    judge,
+    judge_all,
     mistakes,
     sharpness,
     table,
@@ -111,6 +109,7 @@ def make(settings: Settings) -> None:
     settings.out.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     model, record = train(settings)
+    recipe.lean(model)
     recipe.save_weights(model, settings.out / "weights.pth")
     save_canary(settings.out / "canary.jpg", settings.seed)
     recipe.describe(settings.out)
@@ -121,7 +120,7 @@ def make(settings: Settings) -> None:
     )
 
 
-def evaluate(folder: Path, photos: Path | None) -> None:
+def evaluate(folder: Path, photos: Path | None, workers: int) -> None:
     """Print the scores on real photographs, and draw the ROC curves of the validation group."""
     loaded = load_model(load_bundle(folder))
     drawn: dict[str, list[Judged]] = {}
@@ -130,11 +129,7 @@ def evaluate(folder: Path, photos: Path | None) -> None:
         if missing := [name for name in names if name not in paths]:
             print(f"\n{title}: {len(missing)} of {len(names)} are not here: {', '.join(missing)}")
         for condition in CONDITIONS if paths else ():
-            judged = [
-                one
-                for name, path in tqdm(paths.items(), f"{title}, {condition}", unit="photo")
-                for one in judge(loaded, name, path, condition, blurs())
-            ]
+            judged = judge_all(folder, paths, condition, workers)
             print(f"\n### {title}, {condition}: {len(judged)} pictures of {len(paths)} photographs")
             print(f"\n{table(judged)}\n\nWrong at 0.5: {', '.join(mistakes(judged)) or 'none'}")
             if title == "validation":
@@ -162,7 +157,7 @@ def main(arguments: list[str] | None = None) -> None:
     settings = Settings(**options)
     if only_evaluate:
         torch.set_num_threads(settings.threads)
-        evaluate(settings.out, photos)
+        evaluate(settings.out, photos, settings.workers)
     else:
         make(settings)
 
