@@ -4,6 +4,7 @@
 # make deb    the Debian packages, into dist/ (as root)
 # make e2e    the packages on a Debian 13 with a real systemd (as root); STEPS="1 6" for some of it
 # make bench  figures for this machine; BENCH_ARGS=--help for what can be chosen
+# make campaign  the promises under faults, in full; CAMPAIGN_ARGS=--help for what can be chosen
 # make clean  forget the environment
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint .ci/constraints.txt
 INPUTS := pyproject.toml .ci/constraints.txt
 
-.PHONY: demo test lint deb e2e bench clean
+.PHONY: demo test lint deb e2e bench campaign clean
 
 demo: $(VENV)/.daemon
 	@$(BIN)/python tests/demo.py
@@ -37,6 +38,9 @@ bench: $(VENV)/.test
 	@$(VENV)/client/bin/pip --disable-pip-version-check install --quiet --force-reinstall \
 	  --constraint .ci/constraints.txt .
 	$(BIN)/python tests/bench.py $(BENCH_ARGS)
+
+campaign: $(VENV)/.test
+	$(BIN)/python tests/campaign $(CAMPAIGN_ARGS)
 
 # An extra an environment: each stamp says which one is installed.
 $(VENV)/.%: $(INPUTS) | $(BIN)/python

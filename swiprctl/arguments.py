@@ -31,6 +31,9 @@ _OPTIONS: dict[str, tuple[str, object, frozenset[str]]] = {
     "--no-filename": ("with_path", False, _PREDICT),
     "-h": ("with_path", False, _PREDICT),
     "--header": ("header", True, _PREDICT),
+    "--labels": ("labels", True, _PREDICT),
+    "--top": ("top", None, _PREDICT),
+    "--with-model": ("with_model", True, _PREDICT),
 }
 
 
@@ -50,6 +53,9 @@ class Arguments:
         self.files0_from: str | None = None
         self.with_path: bool | None = None
         self.header = False
+        self.labels = False
+        self.top: int | None = None
+        self.with_model = False
 
     @property
     def listed(self) -> bool:
@@ -102,7 +108,8 @@ def _set(arguments: Arguments, name: str, value: str | None, rest: object) -> st
         value = next(rest, None)  # type: ignore[call-overload]
     if value is None:
         raise UsageError(f"{name} needs a value")
-    setattr(arguments, attribute, _seconds(value) if attribute == "timeout" else value)
+    convert = {"timeout": _seconds, "top": _count}.get(attribute)
+    setattr(arguments, attribute, convert(value) if convert else value)
     return name
 
 
@@ -132,8 +139,20 @@ def _check(arguments: Arguments, used: list[str]) -> None:
         raise UsageError("--files-from and --files0-from: give one of them")
     if not arguments.listed and not arguments.paths:
         raise UsageError("nothing to predict: give a PATH, or - for standard input")
-    if arguments.json and arguments.header:
-        raise UsageError("--json needs no --header: the labels are in every line")
+    if arguments.json:
+        for attribute in ("header", "labels", "with_model"):
+            if getattr(arguments, attribute):
+                option = "--" + attribute.replace("_", "-")
+                raise UsageError(f"--json needs no {option}: that is in every line")
+    if arguments.header and (arguments.labels or arguments.top is not None):
+        raise UsageError("--labels and --top need no --header: the labels are in every row")
+
+
+def _count(text: str) -> int:
+    # int() takes more than digits: " 3", "1_000".
+    if not (text.isascii() and text.isdigit() and int(text[:9]) > 0):
+        raise UsageError(f"--top: a whole number from 1, not {text!r}")
+    return int(text)
 
 
 def _seconds(text: str) -> float:

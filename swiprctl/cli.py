@@ -13,7 +13,7 @@ from swiprctl.arguments import Arguments, parse
 from swiprctl.client import Client, Prediction
 from swiprctl.errors import BadRequest, SwiprError, UsageError
 from swiprctl.names import Names
-from swiprctl.rows import header, json_line, row
+from swiprctl.rows import best, header, json_line, pair_row, row
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -112,12 +112,10 @@ def _predict(client: Client, arguments: Arguments) -> int:
                 continue
             if header_due:
                 # Not sooner: a daemon that is still loading knows no labels yet.
-                _write(header(labels.of(answer), path=with_path))
+                line = header(labels.of(answer), path=with_path, model=arguments.with_model)
+                _write(line)
                 header_due = False
-            if arguments.json:
-                _write(json_line(answer, labels.of(answer), path))
-            else:
-                _write(row(answer.probabilities, path if with_path else None))
+            _write(_line(answer, labels, arguments, path, with_path))
             if arguments.verbose:
                 _say(f"{path}: {_timings(answer)}")
     finally:
@@ -128,13 +126,34 @@ def _predict(client: Client, arguments: Arguments) -> int:
     return status
 
 
+def _line(
+    answer: Prediction, labels: _Labels, arguments: Arguments, path: str, with_path: bool
+) -> bytes:
+    """Make what is printed of one image."""
+    if arguments.json:
+        return json_line(answer, labels.of(answer), path, most=arguments.top)
+    front = path if with_path else None
+    model = answer.model if arguments.with_model else None
+    if not arguments.labels and arguments.top is None:
+        return row(answer.probabilities, front, model=model)
+    names = labels.of(answer)
+    thresholds = labels.thresholds if arguments.top is None else None
+    pairs = best(names, answer.probabilities, most=arguments.top, thresholds=thresholds)
+    return pair_row(pairs, front, model=model)
+
+
 class _Labels:
-    """The labels of the model that answered; asked for when first needed, and after a reload."""
+    """The labels of the model that answered; asked for when first needed, and after a reload.
+
+    Attributes:
+        thresholds: one for each of them, or None where the model has none; known after `of`.
+    """
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self._model = ""
         self._labels: list[str] = []
+        self.thresholds: list[float] | None = None
 
     def of(self, prediction: Prediction) -> list[str]:
         """Give one for each probability.
@@ -148,6 +167,7 @@ class _Labels:
             if not isinstance(labels, list):
                 raise BadRequest("the daemon does not name its labels")
             self._labels = [str(label) for label in labels]
+            self.thresholds = _thresholds(fields.get("thresholds"), len(labels))
             self._model = prediction.model
         if len(self._labels) != len(prediction.probabilities):
             raise BadRequest(
@@ -155,6 +175,16 @@ class _Labels:
                 f" for {len(prediction.probabilities)} probabilities"
             )
         return self._labels
+
+
+def _thresholds(value: object, labels: int) -> list[float] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) != labels:
+        raise BadRequest("the daemon does not name a threshold for each label")
+    if not all(type(one) in (int, float) for one in value):
+        raise BadRequest("the daemon names thresholds that are no numbers")
+    return value
 
 
 def _inquire(client: Client, arguments: Arguments) -> int:

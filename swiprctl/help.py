@@ -11,7 +11,7 @@ for standard input. Where no daemon runs, one is started; it leaves after five i
 
   predict     the probabilities of images
   status      how the daemon is: its workers, queue, and what it had to kill
-  model       what is served: labels, input size, versions
+  model       what is served: its id, labels, thresholds, input size, versions
   ping        send a known image through a live worker and check the answer
   reload      read the model anew (root and the daemon's own user)
 
@@ -21,6 +21,10 @@ Inputs and output of predict:
   -H, --with-filename  put the path in front of each row (the default for more than one)
   -h, --no-filename    do not
   --header             print the row of labels first
+  --labels             print label,probability pairs, the best first; of a model that has
+                       thresholds, only the labels that reach theirs
+  --top N              the N best pairs
+  --with-model         put the model's id in front of the probabilities
   --json               print a JSON object a line, with labels and timings (also status, model)
 
 Which daemon, and for how long:

@@ -36,31 +36,70 @@ def number(value: float) -> str:
     return f"{sign}{digits[:point]}.{digits[point:]}"
 
 
-def row(probabilities: Iterable[float], path: str | None = None) -> bytes:
-    """Make the row of one image, with its path in front unless that is None."""
-    numbers = ",".join(map(number, probabilities)).encode()
-    return (numbers if path is None else _quoted(os.fsencode(path)) + b"," + numbers) + b"\n"
+def row(
+    probabilities: Iterable[float], path: str | None = None, *, model: str | None = None
+) -> bytes:
+    """Make the row of one image, with its path and the model's id in front unless they are None."""
+    return (
+        b",".join([*_front(path, model), *(number(one).encode() for one in probabilities)]) + b"\n"
+    )
 
 
-def header(labels: Iterable[str], *, path: bool) -> bytes:
+def pair_row(
+    pairs: Iterable[tuple[str, float]], path: str | None = None, *, model: str | None = None
+) -> bytes:
+    """Make the row of one image from labels, each with its probability behind it."""
+    fields = _front(path, model)
+    for label, probability in pairs:
+        fields += _text(label), number(probability).encode()
+    return b",".join(fields) + b"\n"
+
+
+def best(
+    labels: Sequence[str],
+    probabilities: Sequence[float],
+    *,
+    most: int | None = None,
+    thresholds: Sequence[float] | None = None,
+) -> list[tuple[str, float]]:
+    """Pair labels with their probabilities, the best first, and equals in the labels' order.
+
+    Args:
+        most: how many to give; None gives all.
+        thresholds: for each label what its probability must reach; None asks nothing of it.
+    """
+    # What is no number is below every number.
+    order = sorted(range(len(labels)), key=lambda i: -p if (p := probabilities[i]) == p else 1e999)
+    if thresholds is not None:
+        order = [i for i in order if probabilities[i] >= thresholds[i]]
+    return [(labels[i], probabilities[i]) for i in order[:most]]
+
+
+def header(labels: Iterable[str], *, path: bool, model: bool = False) -> bytes:
     """Make the row of labels."""
-    names = [*(["path"] if path else []), *labels]
-    return b",".join(_quoted(name.encode(errors="replace")) for name in names) + b"\n"
+    names = [*(["path"] if path else []), *(["model"] if model else []), *labels]
+    return b",".join(map(_text, names)) + b"\n"
 
 
-def json_line(prediction: Prediction, labels: Sequence[str], path: str) -> bytes:
+def json_line(
+    prediction: Prediction, labels: Sequence[str], path: str, *, most: int | None = None
+) -> bytes:
     """Make one object on one line. Bytes of a path that are not UTF-8 become lone surrogates,
     `\\udc80` to `\\udcff`, as Python's surrogateescape has them; what is no number becomes null.
+
+    Args:
+        most: how many labels to give, the best first; None gives all, in their order.
     """
     import json
 
     seconds = {name: getattr(prediction, name) for name in ("queued", "decode", "infer")}
+    pairs: Iterable[tuple[str, float]]
+    pairs = zip(distinct(labels), prediction.probabilities, strict=True)
+    if most is not None:
+        pairs = best(distinct(labels), prediction.probabilities, most=most)
     line = {
         "path": path,
-        "probabilities": {
-            label: _finite(probability)
-            for label, probability in zip(distinct(labels), prediction.probabilities, strict=True)
-        },
+        "probabilities": {label: _finite(probability) for label, probability in pairs},
         "model": prediction.model,
         "seconds": {name: _finite(value) for name, value in seconds.items()},
     }
@@ -80,6 +119,15 @@ def distinct(labels: Sequence[str]) -> list[str]:
 def _finite(value: float) -> float | None:
     rounded = float(number(value))
     return rounded if abs(rounded) < float("inf") else None
+
+
+def _front(path: str | None, model: str | None) -> list[bytes]:
+    fields = [] if path is None else [_quoted(os.fsencode(path))]
+    return fields if model is None else [*fields, _text(model)]
+
+
+def _text(text: str) -> bytes:
+    return _quoted(text.encode(errors="replace"))
 
 
 def _quoted(data: bytes) -> bytes:

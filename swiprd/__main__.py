@@ -1,9 +1,10 @@
-"""The composition root of the daemon: `swiprd serve`."""
+"""The composition root of the daemon: `swiprd serve`, and `swiprd pack`."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
 import os
 import resource
 import sys
@@ -15,6 +16,7 @@ from swiprd import ownsocket
 from swiprd.config import ConfigError, Settings, add_options, load_settings
 from swiprd.daemon import Daemon
 from swiprd.log import set_up
+from swiprd.pack import options as pack_options
 from swiprd.systemd import Manager, listen_sockets
 
 _EX_USAGE = 64
@@ -33,6 +35,8 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     """Run a command line; return the exit status."""
     options = _parser().parse_args(argv)
+    if options.command == "pack":
+        return _pack(options)
     set_up()
     try:
         return _serve(options)
@@ -59,7 +63,20 @@ def _parser() -> argparse.ArgumentParser:
         help="the passed socket is this daemon's own: remove it when leaving",
     )
     add_options(serve)
+    pack = commands.add_parser(
+        "pack",
+        help="make a model's folder from a checkpoint",
+        description=pack_options.DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    pack_options.add_options(pack)
     return parser
+
+
+def _pack(options: argparse.Namespace) -> int:
+    # By its name: it imports torch, which what serves must not even reach.
+    status: int = importlib.import_module("swiprd.pack.command").run(options)
+    return status
 
 
 def _serve(options: argparse.Namespace) -> int:

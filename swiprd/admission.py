@@ -1,19 +1,22 @@
 """Who may wait, who goes next, who is told to come back. Pure: `now` is an argument.
 
-Requests wait in one queue a uid; the uids take turns, so that a flood from one delays another by
-one request at most. When the queue is full, a newcomer whose uid holds less than its share takes
-the place of the newest request of the uid that holds the most.
+Requests wait in one queue a uid. The next turn is that of the uid whose last one is longest ago, so
+that a flood from one delays another by one request at most, the one that runs. When the queue is
+full, a newcomer whose uid holds less than its share takes the place of the newest request of the
+uid that holds the most.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
 
 from swiprctl.errors import Overloaded, SwiprError
 
 _SMOOTHING = 0.2  # weight of the newest service time in the running average
+_TURNS_KEPT = 1024  # uids whose last turn is remembered; who is forgotten goes first
 _SOONEST_RETRY = 0.05  # seconds; a shorter wait is a busy loop
 
 
@@ -25,12 +28,15 @@ class Job:
         id: unique in this daemon's life; what the workers call it.
         uid: whose it is, as the kernel says.
         owner: whatever submitted it; `cancel()` finds its jobs by it.
-        image: the descriptor; closed by whoever ends the job, through `end`.
+        image: the descriptor; whoever ends the job has it closed, by `discard`.
         arrived: seconds, monotonic.
         deadline: seconds, monotonic. Infinite while the model loads, if the client named none.
         timeout: seconds that the client named, None where it left that to the daemon.
         done: called once, with the row's fields or the error.
+        discard: closes a descriptor of this image.
+        blame: called where a worker has hung with an image that may be to blame for it.
         started: when a worker got it, monotonic; 0 before.
+        threads: that it runs on by itself; 0 in a batch of several.
         crashes: workers that died by themselves with it.
         kills: workers that somebody else killed with it.
         alone: it was in a batch that did not end well: the next try is its own.
@@ -44,7 +50,10 @@ class Job:
     deadline: float
     timeout: float | None
     done: Callable[[Job, dict[str, object] | SwiprError], None]
+    discard: Callable[[int], None]
+    blame: Callable[[], None] | None = None
     started: float = 0.0
+    threads: int = 0
     crashes: int = 0
     kills: int = 0
     alone: bool = False
@@ -56,7 +65,9 @@ class Admission:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._waiting: OrderedDict[int, deque[Job]] = OrderedDict()  # by uid, next turn first
+        self._waiting: dict[int, deque[Job]] = {}  # by uid
+        self._turns: dict[int, int] = {}  # by uid: the number of its last turn; the oldest first
+        self._numbers = count(1)
         self._held: dict[int, int] = {}  # by uid, waiting and running
         self._total = 0
         self._queued = 0
@@ -103,35 +114,31 @@ class Admission:
     def requeue(self, job: Job) -> None:
         """Put a job that a dead worker left back at the head: it has waited already."""
         self._waiting.setdefault(job.uid, deque()).appendleft(job)
-        self._waiting.move_to_end(job.uid, last=False)
+        self._turns[job.uid] = -next(self._numbers)
         self._queued += 1
 
     def next(self) -> Job | None:
         """Take the job whose turn it is; it runs until `finished()`."""
-        if not self._waiting:
-            return None
-        uid, queue = next(iter(self._waiting.items()))
-        job = queue.popleft()
-        self._queued -= 1
-        if queue:
-            self._waiting.move_to_end(uid)
-        else:
-            del self._waiting[uid]
+        job = self.peek()
+        if job is not None:
+            self._dequeue(job)
+            self._turns.pop(job.uid, None)
+            self._turns[job.uid] = next(self._numbers)
+            if len(self._turns) > _TURNS_KEPT:
+                del self._turns[next(iter(self._turns))]
         return job
 
     def peek(self) -> Job | None:
         """The job whose turn it is, left where it is."""
-        return next(iter(self._waiting.values()))[0] if self._waiting else None
+        if not self._waiting:
+            return None
+        return self._waiting[min(self._waiting, key=lambda uid: self._turns.get(uid, 0))][0]
 
     def withdraw(self, job: Job) -> bool:
         """Take a job out of the queue and the count; False if it is not waiting."""
-        queue = self._waiting.get(job.uid)
-        if queue is None or job not in queue:
+        if job not in self._waiting.get(job.uid, ()):
             return False
-        queue.remove(job)
-        if not queue:
-            del self._waiting[job.uid]
-        self._queued -= 1
+        self._dequeue(job)
         self._count(job.uid, -1)
         return True
 
@@ -182,6 +189,13 @@ class Admission:
 
     def _retry_after(self) -> float:
         return round(max(_SOONEST_RETRY, self._total * self._service / 2), 3)
+
+    def _dequeue(self, job: Job) -> None:
+        queue = self._waiting[job.uid]
+        queue.remove(job)
+        if not queue:
+            del self._waiting[job.uid]
+        self._queued -= 1
 
     def _count(self, uid: int, by: int) -> None:
         self._total += by

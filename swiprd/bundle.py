@@ -2,27 +2,28 @@
 
 Everything a person can get wrong in the file is refused here, with the file, the key, what was
 expected and what was found; later code trusts the types. Standard library only: no torch, numpy
-or Pillow, so that the front process may describe a model it never loads. Opens no weights, except
-to digest them when model.toml records no `sha256`.
+or Pillow, so that the front process may describe a model it never loads. Opens no weights.
 """
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import json
-import math
 import re
 import tomllib
-from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import Any, Literal
+
+from swiprd.tables import BundleError, Table, read
 
 Activation = Literal["softmax", "sigmoid", "log_softmax", "none"]
 Crops = Literal["center", "five", "ten", "grid"]
-Pool = Literal["mean", "logits", "logsumexp"]
+Head = Literal["default", "fastai"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
+Match = Literal["name", "order"]
+Pool = Literal["mean", "logits", "logsumexp"]
+
+PROGRAMS = ("torchscript", "export")
+"""Architectures that stand for a program with code of its own in place of weights."""
 
 # The published statistics that every torchvision classifier's recipe carries.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -31,27 +32,6 @@ IMAGENET_CLASSES = 1000
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-class BundleError(Exception):
-    """A model's folder is not what it should be.
-
-    Attributes:
-        file: the file at fault.
-        key: the key, line or tensor in it; empty where the file as a whole is meant.
-        expected, found: two phrases that complete "expected …, found …".
-    """
-
-    def __init__(self, file: Path, key: str, expected: str, found: str) -> None:
-        super().__init__(file, key, expected, found)
-        self.file = file
-        self.key = key
-        self.expected = expected
-        self.found = found
-
-    def __str__(self) -> str:
-        where = f"{self.file}: {self.key}" if self.key else str(self.file)
-        return f"{where}: expected {self.expected}, found {self.found}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,24 +98,38 @@ class Bundle:
     """A checked description of a model; the weights file exists but has not been opened.
 
     Attributes:
-        architecture: a torchvision classifier's name; checked when the model is loaded.
+        architecture: a torchvision classifier's name, "timm:" and timm's name for one, or a
+            program's kind, `torchscript` or `export`; checked when the model is loaded.
+        head: `default` is the architecture's own last layer with an output for each label;
+            `fastai` cuts the classifier off and puts fastai's in its place.
+        match: how tensors of the file find their place: by `name`, or by `order` and shape.
         sha256: of the weights, as recorded in the file; None where it records none.
         labels: in the order of the outputs, or "imagenet": torchvision's own thousand.
         activation: what turns the module's outputs into probabilities. `softmax` and `sigmoid`
             take logits; `log_softmax` takes a module that ends in LogSoftmax and undoes the
             logarithm; `none` passes the outputs on as they are.
+        thresholds: for each label, the probability from which on it counts as found; None where
+            a model finds exactly one label.
     """
 
     folder: Path
     name: str
     architecture: str
+    head: Head = "default"
+    match: Match = "name"
     weights: Path
     sha256: str | None = None
     labels: tuple[str, ...] | Literal["imagenet"]
     activation: Activation
+    thresholds: tuple[float, ...] | None = None
     preprocess: Preprocess = field(default_factory=Preprocess)
     serve: Serve = field(default_factory=Serve)
     canary: Canary | None = None
+
+    @property
+    def carries_code(self) -> bool:
+        """Whether loading runs code from the folder."""
+        return self.architecture in PROGRAMS
 
     @property
     def file(self) -> Path:
@@ -151,16 +145,17 @@ def load_bundle(folder: Path) -> Bundle:
     """
     file = folder / "model.toml"
     try:
-        values = tomllib.loads(_read(file).decode())
+        values = tomllib.loads(read(file).decode())
     except UnicodeDecodeError as error:
         raise BundleError(file, "", "UTF-8", f"byte {error.start} that is not") from None
     except (ValueError, RecursionError) as error:  # the parser's own, and int()'s and its depth
         raise BundleError(file, "", "TOML", f"an error in it: {error}") from None
     known = [one.name for one in fields(Bundle) if one.name != "folder"]
-    table = _Table(file, "", values, known)
+    table = Table(file, "", values, known)
     labels = _labels(table, folder)
     activation: Activation = table.choice("activation", Activation)
     name = table.text("name")
+    architecture = table.text("architecture")
     if not _NAME.fullmatch(name):
         raise table.fail("name", "up to 64 of A-Z a-z 0-9 . _ -, a letter or digit first", name)
     sha256 = table.text("sha256") if table.has("sha256") else None
@@ -170,148 +165,27 @@ def load_bundle(folder: Path) -> Bundle:
     return Bundle(
         folder=folder,
         name=name,
-        architecture=table.text("architecture"),
+        architecture=architecture,
+        head=_only_default(table, architecture, table.choice("head", Head, "default"), "head"),
+        match=_only_default(table, architecture, table.choice("match", Match, "name"), "match"),
         weights=table.path("weights", folder),
         sha256=sha256,
         labels=labels,
         activation=activation,
+        thresholds=_thresholds(table, classes, activation),
         preprocess=_preprocess(table.table("preprocess", Preprocess)),
         serve=_serve(table.table("serve", Serve)),
         canary=_canary(table, folder, classes, activation) if table.has("canary") else None,
     )
 
 
-def identify(bundle: Bundle) -> str:
-    """Return the model's id: its name, "@", and 12 hexadecimal digits of what decides its answers.
-
-    Those digest model.toml, the labels and the SHA-256 of the weights: the recorded one, which is
-    believed, or else the file's own (about a second per gigabyte).
-
-    Raises:
-        BundleError: a file has gone since `load_bundle`.
-    """
-    digest = hashlib.sha256()
-    labels = b"imagenet" if bundle.labels == "imagenet" else "\n".join(bundle.labels).encode()
-    weights = bundle.sha256 or digest_weights(bundle)
-    for part in (_read(bundle.file), labels, weights.encode()):
-        digest.update(hashlib.sha256(part).digest())
-    return f"{bundle.name}@{digest.hexdigest()[:12]}"
-
-
-def digest_weights(bundle: Bundle) -> str:
-    """Return the SHA-256 of the weights file as it is now, in hexadecimal.
-
-    Raises:
-        BundleError: the file cannot be read.
-    """
-    try:
-        with bundle.weights.open("rb") as weights:
-            return hashlib.file_digest(weights, "sha256").hexdigest()
-    except OSError as error:
-        found = error.strerror or str(error)
-        raise BundleError(bundle.weights, "", "a readable file", found) from None
-
-
-class _Table:
-    """One table of model.toml; every getter names the key at fault."""
-
-    def __init__(self, file: Path, prefix: str, values: Any, known: Iterable[str]) -> None:
-        if not isinstance(values, dict):
-            raise BundleError(file, prefix.rstrip("."), "a table", _show(values))
-        self._file = file
-        self._prefix = prefix
-        self._values: dict[str, Any] = values
-        known = list(known)
-        for key in values:
-            # First of all: a misspelt key also leaves a required one missing, and this says why.
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=2)
-                expected = " or ".join(near) if near else "one of " + ", ".join(known)
-                raise BundleError(file, prefix + key, expected, "an unknown key")
-
-    def fail(self, key: str, expected: str, found: Any) -> BundleError:
-        """Make the error for `key`, showing `found` as the file has it."""
-        return BundleError(self._file, self._prefix + key, expected, _show(found))
-
-    def has(self, key: str) -> bool:
-        return key in self._values
-
-    def text(self, key: str) -> str:
-        """Return a required string."""
-        value = self._values.get(key)
-        if not isinstance(value, str) or not value:
-            raise self.fail(key, "a string", value)
-        return value
-
-    def choice(self, key: str, among: Any, default: Any = None) -> Any:
-        """Return one of the strings of the Literal `among`; required without a default."""
-        value = self._values.get(key, default)
-        if not isinstance(value, str) or value not in get_args(among):
-            raise self.fail(key, "one of " + ", ".join(get_args(among)), value)
-        return value
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self._values.get(key, default)
-        if not isinstance(value, bool):
-            raise self.fail(key, "true or false", value)
-        return value
-
-    def whole(self, key: str, low: int, high: int) -> int | None:
-        """Return a whole number, or None where the key is absent."""
-        value = self._values.get(key)
-        if value is not None and not _is_whole(value, low, high):
-            raise self.fail(key, f"a whole number from {low} to {high}", value)
-        return value
-
-    def wholes(self, key: str, count: int, low: int, high: int) -> tuple[int, ...]:
-        """Return a required array of `count` whole numbers."""
-        value = self._values.get(key)
-        if (
-            not isinstance(value, list)
-            or len(value) != count
-            or not all(_is_whole(one, low, high) for one in value)
-        ):
-            raise self.fail(key, f"{count} whole numbers from {low} to {high}", value)
-        return tuple(value)
-
-    def numbers(self, key: str, count: int, what: str = "finite numbers") -> tuple[float, ...]:
-        """Return a required array of `count` finite numbers."""
-        value = self._values.get(key)
-        if (
-            not isinstance(value, list)
-            or len(value) != count
-            or not all(type(one) in (int, float) and math.isfinite(one) for one in value)
-        ):
-            raise self.fail(key, f"{count} {what}", value)
-        return tuple(float(one) for one in value)
-
-    def path(self, key: str, folder: Path) -> Path:
-        """Return the path of an existing file that is named relative to `folder`.
-
-        A symbolic link may lead elsewhere: whoever can make one in the folder can as well write
-        the file. A name may not: a model folder must work wherever it is put.
-        """
-        value = self.text(key)
-        name = PurePosixPath(value)
-        if name.is_absolute() or ".." in name.parts:
-            raise self.fail(key, "a path inside the model's folder", value)
-        if "\0" in value or not (folder / name).is_file():
-            raise self.fail(key, f"a file in {folder}", value)
-        return folder / name
-
-    def table(self, key: str, kind: type[Preprocess | Serve | Canary]) -> _Table:
-        """Return the table `key`, empty where absent, whose keys are the fields of `kind`."""
-        known = (one.name for one in fields(kind))
-        return _Table(self._file, f"{self._prefix}{key}.", self._values.get(key, {}), known)
-
-
-def _labels(table: _Table, folder: Path) -> tuple[str, ...] | Literal["imagenet"]:
+def _labels(table: Table, folder: Path) -> tuple[str, ...] | Literal["imagenet"]:
     if table.text("labels") == "imagenet":
         return "imagenet"
     file = table.path("labels", folder)
     try:
         # utf-8-sig: an editor's byte order mark must not become part of the first label.
-        text = _read(file).decode("utf-8-sig")
+        text = read(file).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BundleError(file, "", "UTF-8", f"byte {error.start} that is not") from None
     lines: dict[str, int] = {}
@@ -329,7 +203,7 @@ def _labels(table: _Table, folder: Path) -> tuple[str, ...] | Literal["imagenet"
     return tuple(lines)
 
 
-def _preprocess(table: _Table) -> Preprocess:
+def _preprocess(table: Table) -> Preprocess:
     plain = Preprocess()
     crops: Crops = table.choice("crops", Crops, plain.crops)
     if table.has("grid") and crops != "grid":
@@ -353,7 +227,7 @@ def _preprocess(table: _Table) -> Preprocess:
 
 
 def _rgb(
-    table: _Table, key: str, default: tuple[float, float, float], what: str
+    table: Table, key: str, default: tuple[float, float, float], what: str
 ) -> tuple[float, float, float]:
     if not table.has(key):
         return default
@@ -363,11 +237,31 @@ def _rgb(
     return red, green, blue
 
 
-def _serve(table: _Table) -> Serve:
+def _only_default(table: Table, architecture: str, value: Any, key: str) -> Any:
+    """Refuse for a program what says how an architecture is built and filled."""
+    if architecture in PROGRAMS and table.has(key):
+        raise table.fail(key, f'none with architecture = "{architecture}"', value)
+    return value
+
+
+def _thresholds(table: Table, classes: int, activation: Activation) -> tuple[float, ...] | None:
+    if not table.has("thresholds"):
+        return None
+    what = "numbers from 0 to 1, one a label"
+    values = table.numbers("thresholds", classes, what)
+    if not all(0 <= one <= 1 for one in values):
+        raise table.fail("thresholds", f"{classes} {what}", list(values))
+    if activation != "sigmoid":
+        # Of labels that share one probability the largest is the answer, whatever it is.
+        raise table.fail("thresholds", 'none unless activation = "sigmoid"', list(values))
+    return values
+
+
+def _serve(table: Table) -> Serve:
     return Serve(**{one.name: table.whole(one.name, 1, 256) for one in fields(Serve)})
 
 
-def _canary(table: _Table, folder: Path, classes: int, activation: Activation) -> Canary:
+def _canary(table: Table, folder: Path, classes: int, activation: Activation) -> Canary:
     canary = table.table("canary", Canary)
     image = canary.path("image", folder)
     if not canary.has("probabilities"):
@@ -377,27 +271,3 @@ def _canary(table: _Table, folder: Path, classes: int, activation: Activation) -
     if activation != "none" and not all(0 <= one <= 1 for one in values):
         raise canary.fail("probabilities", f"{classes} {what}", list(values))
     return Canary(image=image, probabilities=values)
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise BundleError(file, "", "a readable file", error.strerror or str(error)) from None
-
-
-def _is_whole(value: Any, low: int, high: int) -> bool:
-    # In Python True is an int; in TOML it is not.
-    return type(value) is int and low <= value <= high
-
-
-def _show(value: Any) -> str:
-    """Show a value much as model.toml has it, cut short."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, dict):
-        return "a table"
-    if isinstance(value, list) and len(value) > 4:
-        return f"{len(value)} values"
-    shown = json.dumps(value, ensure_ascii=False, default=str)
-    return shown if len(shown) <= 80 else shown[:79] + "…"

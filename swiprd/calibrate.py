@@ -34,7 +34,8 @@ from swiprd.supervisor import Shape, Supervisor
 _LEAST_SECONDS = 0.8  # a measurement takes so long at least,
 _LEAST_ANSWERS = 12  # until there were so many answers,
 _MOST_SECONDS = 6.0  # but no longer than this
-_SPREAD_MARGIN = 1.2  # more workers must be worth so much: each image takes longer, and memory
+_SPREAD_MARGIN = 1.05  # more workers must be worth so much: they take more memory
+_ALONE_MARGIN = 1.05  # more threads for an image alone must be this much faster
 _BATCH_MARGIN = 1.1  # larger batches must be this much better: less is noise
 _BATCHES = (2, 4, 8)
 _MOST_WORKERS = 8
@@ -47,8 +48,8 @@ class Interrupted(Exception):
 
 def choose_shape(settings: Settings, bundle: Bundle) -> Shape:
     """The shape to begin with: what is told, else what was measured, else one worker on all."""
-    told = _told(settings, bundle)
-    found = _remembered(settings, bundle) or Shape(workers=1, threads=_cores(), batch=1)
+    told = _told(settings, bundle) | {"alone": settings.threads or bundle.serve.threads}
+    found = _remembered(settings, bundle) or _shape(1, _cores(), 1)
     return replace(found, **{key: value for key, value in told.items() if value is not None})
 
 
@@ -63,13 +64,14 @@ async def calibrate(
         while not quiet():
             await asyncio.sleep(_POLL)
         try:
-            best, figures = await _search(staff, told, quiet)
+            best, rate, figures = await _search(staff, told, quiet)
         except Interrupted:
             await asyncio.sleep(_POLL)
             continue
         log.info(
-            "calibrated: %d workers, %d threads each, %d images a batch: %.1f images/s",
-            *(best.workers, best.threads, best.batch, figures[best]),
+            "calibrated: %d workers, %d threads each (%d for an image alone), %d images a batch:"
+            " %.1f images/s",
+            *(best.workers, best.threads, best.alone, best.batch, rate),
         )
         _remember(settings, bundle, best, figures)
         staff.reshape(best)
@@ -78,7 +80,8 @@ async def calibrate(
 
 async def _search(
     staff: Supervisor, told: dict[str, int | None], quiet: Callable[[], bool]
-) -> tuple[Shape, dict[Shape, float]]:
+) -> tuple[Shape, float, dict[Shape, float]]:
+    """Return the best shape, its images per second, and those of all that were tried."""
     figures: dict[Shape, float] = {}
     best: Shape | None = None
     for shape in _spreads(told):
@@ -86,14 +89,20 @@ async def _search(
         if best is None or figures[shape] > figures[best] * _SPREAD_MARGIN:
             best = shape
     assert best is not None
+    alone = best.threads
+    if best.workers > 1 and (widest := _shape(1, _cores(), best.batch)) in figures:
+        single = replace(best, workers=1)
+        figures[single] = await _measure(staff, single, quiet)
+        if figures[widest] > figures[single] * _ALONE_MARGIN:
+            alone = widest.threads
     if told["batch"] is None:
-        for batch in _BATCHES:
-            shape = replace(best, batch=batch)
+        larger = [replace(best, batch=batch) for batch in _BATCHES]
+        for shape in larger:
             figures[shape] = await _measure(staff, shape, quiet)
-        largest = max(figures, key=lambda s: figures[s])
+        largest = max(larger, key=lambda s: figures[s])
         if figures[largest] > figures[best] * _BATCH_MARGIN:
             best = largest
-    return best, figures
+    return replace(best, alone=alone), figures[best], figures
 
 
 def _spreads(told: dict[str, int | None]) -> list[Shape]:
@@ -103,12 +112,16 @@ def _spreads(told: dict[str, int | None]) -> list[Shape]:
     if told["workers"] is not None or told["threads"] is not None:
         workers = told["workers"] or max(1, cores // (told["threads"] or 1))
         threads = told["threads"] or max(1, cores // workers)
-        return [Shape(workers=workers, threads=threads, batch=batch)]
+        return [_shape(workers, threads, batch)]
     return [
-        Shape(workers=workers, threads=cores // workers, batch=batch)
+        _shape(workers, cores // workers, batch)
         for workers in range(1, min(cores, _MOST_WORKERS) + 1)
         if cores % workers == 0
     ]
+
+
+def _shape(workers: int, threads: int, batch: int) -> Shape:
+    return Shape(workers=workers, threads=threads, batch=batch, alone=threads)
 
 
 async def _measure(staff: Supervisor, shape: Shape, quiet: Callable[[], bool]) -> float:
@@ -139,9 +152,7 @@ class _Trial:
         self._going = True
         self._workers: list[Worker] = []
         for _ in range(shape.workers):
-            worker = staff.fork_for_trial(
-                shape.threads, on_forked=self._give, on_reply=self._replied
-            )
+            worker = staff.fork_for_trial(on_forked=self._give, on_reply=self._replied)
             if worker is not None:
                 self._workers.append(worker)
 
@@ -187,10 +198,12 @@ class _Trial:
                     deadline=now,
                     timeout=None,
                     done=_ignore,
+                    discard=os.close,
                 )
                 for _ in range(self._shape.batch)
             ],
             CANARY_LIMITS,
+            self._shape.threads,
         )
 
     def _replied(self, worker: Worker, _job: Job, _reply: Reply) -> None:
@@ -257,7 +270,15 @@ def _remember(
 ) -> None:
     kept = {
         "shape": asdict(shape),
-        "images_per_second": [{**asdict(s), "rate": round(r, 2)} for s, r in figures.items()],
+        "images_per_second": [
+            {
+                "workers": tried.workers,
+                "threads": tried.threads,
+                "batch": tried.batch,
+                "rate": round(rate, 2),
+            }
+            for tried, rate in figures.items()
+        ],
     }
     try:
         file = _file(settings, bundle)

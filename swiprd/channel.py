@@ -20,7 +20,9 @@ from swiprctl.protocol import MAX_FRAME, MAX_ITEMS, Decoder, Frame
 _READ = 1 << 16  # bytes a read: a request is a hundred; an inline image comes in many
 _ROOM = socket.CMSG_SPACE(4 * 4)  # room for more descriptors than allowed, to see and close them
 _TURN = 32  # frames handed on before others have their turn: a read can hold thousands
-_ANCILLARY_FLAGS = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+# Plain numbers: each operation on the enum's members takes some 2 µs of every request.
+_ANCILLARY_FLAGS = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
+_TRUNCATED = int(socket.MSG_CTRUNC)
 
 
 class Channel:
@@ -34,11 +36,16 @@ class Channel:
             protocol.
         reserve: asked with a number of bytes before a frame larger than a read is buffered, and
             told with the same number negated when it no longer is; a False refuses the frame.
+        ask: given what there is to be done for the peer, does it now or sees to it that it is done
+            later; see `Turns.ask`. At once, where there is none.
+        discard: closes a descriptor that came and belongs to no frame.
         limit: bytes of a frame's payload.
         items: things in its lists and maps, all together.
 
     Attributes:
+        descriptors: whether they are taken; if not, the kernel drops them on the way in.
         unsent: bytes that wait for the peer to read.
+        due: there is something to read or to hand on, and it is not this peer's turn yet.
         last_read: loop time of the last bytes that came in.
         last_write: loop time when the last bytes went out, or when output began to wait.
     """
@@ -51,6 +58,8 @@ class Channel:
         on_closed: Callable[[Exception | None], None],
         farewell: Callable[[SwiprError], bytes] | None = None,
         reserve: Callable[[int], bool] | None = None,
+        ask: Callable[[Callable[[], None]], bool] | None = None,
+        discard: Callable[[int], None] = os.close,
         limit: int = MAX_FRAME,
         items: int = MAX_ITEMS,
     ) -> None:
@@ -61,21 +70,29 @@ class Channel:
         self._on_closed = on_closed
         self._farewell = farewell
         self.decoder = Decoder(limit, items)
+        self.descriptors = True
         self._reserve = reserve
         self._reserved = 0
-        self._out: deque[tuple[memoryview, int | None]] = deque()
+        self._discard = discard
+        self._out: deque[tuple[memoryview, int | None, Callable[[int], None]]] = deque()
         self.unsent = 0
         self.closed = False
         self._paused = False
         self._listening = True
         self._backlog = False  # whole frames may wait in the decoder
-        self._turn: asyncio.Handle | None = None
+        self._ask = ask
+        self.due = False
         self.last_read = self.last_write = self._loop.time()
         self._loop.add_reader(sock, self._readable)
 
-    def send(self, data: bytes, descriptor: int | None = None) -> None:
+    def send(
+        self,
+        data: bytes,
+        descriptor: int | None = None,
+        discard: Callable[[int], None] = os.close,
+    ) -> None:
         """Send a frame, now or when the peer reads. The caller keeps its descriptor, and may
-        close it at once: what has to wait waits as a duplicate."""
+        close it at once: what has to wait waits as a duplicate, which `discard` closes."""
         if self.closed:
             return
         if not self._out:
@@ -94,7 +111,7 @@ class Channel:
             self._loop.add_writer(self._socket, self._writable)
         if descriptor is not None:
             descriptor = os.dup(descriptor)
-        self._out.append((memoryview(data), descriptor))
+        self._out.append((memoryview(data), descriptor, discard))
         self.unsent += len(data)
 
     def pause(self, paused: bool) -> None:
@@ -118,13 +135,13 @@ class Channel:
         self._loop.remove_writer(self._socket)
         self._socket.close()
         self._hold(0)
-        for _, descriptor in self._out:
+        for _, descriptor, discard in self._out:
             if descriptor is not None:
-                os.close(descriptor)
+                discard(descriptor)
         self._out.clear()
         self.unsent = 0
         for descriptor in self.decoder.abandon():
-            os.close(descriptor)
+            self._discard(descriptor)
         self._on_closed(error)
 
     def refuse(self, error: SwiprError) -> None:
@@ -135,8 +152,27 @@ class Channel:
         self.close(error)
 
     def _readable(self) -> None:
+        if self._ask is None:
+            self._read()
+            return
+        self.due = True
+        if not self._ask(self._take_turn):
+            self._arrange()  # not to be told again and again that there is something to read
+
+    def _take_turn(self) -> None:
+        self.due = False
+        if not self.closed and not self._paused:
+            if self._backlog:
+                self._deliver()
+            else:
+                self._read()
+        self._arrange()
+
+    def _read(self) -> None:
         try:
-            data, ancillary, flags, _ = self._socket.recvmsg(_READ, _ROOM, _ANCILLARY_FLAGS)
+            data, ancillary, flags, _ = self._socket.recvmsg(
+                _READ, _ROOM if self.descriptors else 0, _ANCILLARY_FLAGS
+            )
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
@@ -146,14 +182,14 @@ class Channel:
         for level, kind, payload in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 descriptors.frombytes(payload[: len(payload) - len(payload) % descriptors.itemsize])
-        if len(descriptors) > 1 or flags & socket.MSG_CTRUNC:
+        if len(descriptors) > 1 or (flags & _TRUNCATED and self.descriptors):
             for descriptor in descriptors:
-                os.close(descriptor)
+                self._discard(descriptor)
             self.refuse(BadRequest("more than one descriptor came with a frame"))
             return
         if not data:
             for descriptor in descriptors:
-                os.close(descriptor)
+                self._discard(descriptor)
             self.close()
             return
         self.last_read = self._loop.time()
@@ -162,9 +198,6 @@ class Channel:
 
     def _deliver(self) -> None:
         """Hand on whole frames until there is none, this turn is over or the receiver pauses."""
-        self._turn = None
-        if self.closed or self._paused:
-            return
         self._backlog = True
         frames = self.decoder.frames()
         try:
@@ -190,15 +223,23 @@ class Channel:
         """Read on; or first hand on what has been read; or neither, while the receiver pauses."""
         if self.closed:
             return
-        listening = not self._paused and not self._backlog
+        listening = not self._paused and not self._backlog and not self.due
         if listening != self._listening:
             self._listening = listening
             if listening:
                 self._loop.add_reader(self._socket, self._readable)
             else:
                 self._loop.remove_reader(self._socket)
-        if self._backlog and not self._paused and self._turn is None:
-            self._turn = self._loop.call_soon(self._deliver)
+        if self._backlog and not self._paused and not self.due:
+            self.due = True
+            # Never from within: the frames would all be handed on in one go.
+            self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        if self._ask is None or self.closed:
+            self._take_turn()
+        else:
+            self._ask(self._take_turn)
 
     def _hold(self, size: int) -> bool:
         """Reserve room for the frame being read; give back what the one before had."""
@@ -212,14 +253,14 @@ class Channel:
     def _writable(self) -> None:
         try:
             while self._out:
-                data, descriptor = self._out[0]
+                data, descriptor, discard = self._out[0]
                 sent = self._push(data, descriptor)
                 if descriptor is not None:
-                    os.close(descriptor)
+                    discard(descriptor)
                 self.unsent -= sent
                 self.last_write = self._loop.time()
                 if sent < len(data):
-                    self._out[0] = (data[sent:], None)
+                    self._out[0] = (data[sent:], None, discard)
                     return
                 self._out.popleft()
         except BlockingIOError:

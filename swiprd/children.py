@@ -41,7 +41,6 @@ class Worker:
     def __init__(
         self,
         number: int,
-        threads: int,
         sock: socket.socket,
         *,
         on_forked: Callable[[Worker], None],
@@ -49,7 +48,6 @@ class Worker:
         on_gone: Callable[[Worker], None],
     ) -> None:
         self.number = number
-        self.threads = threads
         self.state = State.SPAWNING
         self.pid = 0
         self.jobs: dict[int, Job] = {}
@@ -76,14 +74,14 @@ class Worker:
             self.state = after(self.state, Event.FORKED)
             self._on_forked(self)
 
-    def give(self, jobs: Sequence[Job], limits: dict[str, int]) -> None:
+    def give(self, jobs: Sequence[Job], limits: dict[str, int], threads: int) -> None:
         """Hand over a batch. `limits`: max_bytes and max_pixels of each image."""
         if self.state is not State.WARMING:
             self.state = after(self.state, Event.GIVEN)
         for job in jobs:
             self.jobs[job.id] = job
-            frame = encode({"id": job.id, "size": len(jobs), **limits})
-            self._channel.send(frame, job.image)
+            frame = encode({"id": job.id, "size": len(jobs), "threads": threads, **limits})
+            self._channel.send(frame, job.image, job.discard)
 
     def kill(self, why: str) -> None:
         """SIGKILL the process, by pidfd, so that no other process can be hit."""
@@ -190,11 +188,11 @@ class Forkserver:
         """Have it import torch and load the model; answered by `loaded` or `failed`."""
         self._channel.send(encode({"op": "load", "folder": folder, "device": device}))
 
-    def fork(self, worker: int, threads: int) -> socket.socket:
+    def fork(self, worker: int) -> socket.socket:
         """Order a worker; return the front's end of its socket. Answered by `forked`."""
         ours, theirs = socket.socketpair()
         with theirs:
-            order = encode({"op": "fork", "worker": worker, "threads": threads})
+            order = encode({"op": "fork", "worker": worker})
             self._channel.send(order, theirs.fileno())
         return ours
 

@@ -7,7 +7,7 @@ for workers only. It reaps its children, and reports each death. It leaves on th
 
 From the front, as frames of the wire:
     {op: load, folder, device}         → {event: loaded, …} or {event: failed, reason}
-    {op: fork, worker, threads} + fd   → {event: forked, worker, pid} + pidfd, or {…, reason}
+    {op: fork, worker} + fd            → {event: forked, worker, pid} + pidfd, or {…, reason}
 Unasked:                                 {event: exited, worker, status}, as of waitpid(2)
 """
 
@@ -35,11 +35,11 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
-    # How long an idle thread of GNU OpenMP spins before it sleeps. By default that is some 10 ms,
-    # which ruins a busy host: densenet121 with two threads on two busy cores took 5.2 s,
-    # and 0.17 s with this. Not to spin at all (OMP_WAIT_POLICY=passive) costs resnext50 a third on
-    # idle cores; with this it is as fast as by default, 61 ms.
-    "GOMP_SPINCOUNT": "50000",
+    # How often an idle thread of GNU OpenMP looks for work before it sleeps. By default it spins
+    # for about 10 ms, which ruins a busy host: beside one busy process, two threads on two cores
+    # took up to 2.2 s for densenet121, and 0.35 s with this. Not to spin at all
+    # (OMP_WAIT_POLICY=passive) costs resnext50 a third on idle cores; with this it costs nothing.
+    "GOMP_SPINCOUNT": "10000",
 }
 
 
@@ -84,7 +84,7 @@ class Forkserver:
         if fields["op"] == "load":
             self._load(Path(fields["folder"]), fields["device"])
         elif fields["op"] == "fork" and frame.attachment is not None:
-            self._fork(fields["worker"], fields["threads"], frame.attachment)
+            self._fork(fields["worker"], frame.attachment)
         else:
             raise BadRequest(f"the front sent {fields}")
 
@@ -100,7 +100,7 @@ class Forkserver:
         gc.freeze()  # so that a child's collections do not write to, and thereby copy, our pages
         self._tell({"event": "loaded", **described})
 
-    def _fork(self, worker: int, threads: int, descriptor: int) -> None:
+    def _fork(self, worker: int, descriptor: int) -> None:
         parent = os.getpid()
         try:
             pid = os.fork()
@@ -109,14 +109,14 @@ class Forkserver:
             self._tell({"event": "forked", "worker": worker, "reason": str(error)})
             return
         if pid == 0:
-            self._become_worker(parent, descriptor, threads)
+            self._become_worker(parent, descriptor)
         os.close(descriptor)
         pidfd = os.pidfd_open(pid)
         self._children[pidfd] = pid, worker
         self._selector.register(pidfd, selectors.EVENT_READ)
         self._tell({"event": "forked", "worker": worker, "pid": pid}, pidfd)
 
-    def _become_worker(self, parent: int, descriptor: int, threads: int) -> None:
+    def _become_worker(self, parent: int, descriptor: int) -> None:
         """The child's side of the fork. Never returns."""
         status = 1
         try:
@@ -128,7 +128,7 @@ class Forkserver:
             from swiprd.worker import serve
 
             assert self._model is not None  # the front forks after `loaded` only
-            serve(socket.socket(fileno=descriptor), self._model, self._device, threads)
+            serve(socket.socket(fileno=descriptor), self._model, self._device)
             status = 0
         except BaseException:
             # Last line of defence: nothing of the parent's loop may run on in a child.

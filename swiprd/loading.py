@@ -9,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from swiprctl.errors import LoadingFailed
-from swiprd.bundle import Bundle, BundleError, load_bundle
+from swiprd.bundle import Bundle, load_bundle
 from swiprd.calibrate import choose_shape
 from swiprd.canary import Canary
 from swiprd.config import Settings
 from swiprd.log import log
 from swiprd.pool import Owner, Pool
+from swiprd.tables import BundleError
 
 _SHIPPED_CANARY = Path(__file__).parent / "models" / "focus" / "canary.jpg"
 

@@ -84,11 +84,15 @@ class Pool:
             batch = self._take_batch()
             if not batch:
                 return
+            threads = staff.shape.threads
+            if not staff.busy and self._owner.peek() is None:
+                threads = staff.threads.alone()
             now = self._loop.time()
             for job in batch:
                 job.started = now
+                job.threads = threads if len(batch) == 1 else 0
                 self._running[job.id] = worker
-            worker.give(batch, self._limits)
+            worker.give(batch, self._limits, threads)
 
     def expire(self, job: Job) -> None:
         """A running job's deadline has passed: kill its worker; its neighbours run again."""
@@ -114,6 +118,9 @@ class Pool:
         if reply.error is not None:
             self._owner.failed(job, reply.error)
             return
+        if job.threads:
+            infer: Any = reply.fields["infer"]
+            self.staff.threads.learn(job.threads, infer)
         shape = self.staff.shape
         share = (self._loop.time() - job.started) / (shape.workers * shape.batch)
         fields = {**reply.fields, "model": self.staff.described["model"]}

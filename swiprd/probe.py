@@ -55,8 +55,9 @@ class Probe:
             deadline=now + timeout,
             timeout=timeout,
             done=_unused,
+            discard=os.close,
         )
-        worker.give([job], CANARY_LIMITS)
+        worker.give([job], CANARY_LIMITS, threads=1)
 
     def replied(self, reply: Reply) -> None:
         """The worker has answered: compare its row with what it must be."""

@@ -22,6 +22,7 @@ def describe_model(bundle: Bundle, described: dict[str, Any]) -> dict[str, objec
         "model": described["model"],
         "architecture": bundle.architecture,
         "labels": described["labels"],
+        "thresholds": bundle.thresholds,
         "activation": bundle.activation,
         "input": {
             "resize": preprocess.resize,
@@ -66,7 +67,6 @@ def describe_staff(staff: Supervisor, now: float) -> dict[str, object]:
                 "number": worker.number,
                 "pid": worker.pid,
                 "state": worker.state.value,
-                "threads": worker.threads,
                 "age": now - worker.born,
                 "answered": worker.answered,
             }

@@ -18,16 +18,16 @@ from typing import Any
 
 from swiprctl.errors import BadRequest, Forbidden, Overloaded, SwiprError
 from swiprctl.protocol import Frame, Reply, Request, request_id
-from swiprd.channel import Channel
+from swiprd.closing import Closer
 from swiprd.config import Settings
+from swiprd.connection import HIGH_WATER, Connection
 from swiprd.log import log
-from swiprd.memfd import sealed_memfd
+from swiprd.room import Room
 from swiprd.service import Outcome, Service
+from swiprd.turns import Turns
 
 _UCRED = struct.Struct("3i")  # pid, uid, gid: unix(7)
 _SWEEP = 0.25  # seconds between looks at slow peers: what a limit on them may be late by
-_REQUEST_ITEMS = 64  # things in a request's map; five mean something, the rest is for later clients
-_HIGH_WATER = 1 << 20  # bytes of unread replies at which a client is not read from any more
 _ACCEPTS = 16  # connections taken in one go, so that a flood of them does not starve the rest
 _NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _ACCEPT_PAUSE = 0.5  # seconds, when there are no descriptors left
@@ -43,9 +43,11 @@ class Server:
         self._service = service
         self._settings = settings
         self._loop = asyncio.get_running_loop()
-        self._connections: set[_Connection] = set()
-        self._reading: Counter[int] = Counter()  # bytes of large frames being read, by uid
-        self._waiting = 0  # bytes of inline images whose requests have no answer yet
+        self._connections: set[Connection] = set()
+        self.turns = Turns()
+        self.closer = Closer(self._bar)
+        self._barred: set[int] = set()  # uids whose descriptors are not taken any more
+        self.room = Room(settings.max_inline)
         self._accepting = False
         self._resume: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -84,6 +86,21 @@ class Server:
         for connection in list(self._connections):
             connection.channel.close()
 
+    def _bar(self, uid: int) -> None:
+        """Take no descriptor of this uid any more: it passed one that hangs whoever touches it.
+
+        For good: bytes do as well, the client sends them by itself, and each such hanging process
+        stays until its filesystem does something.
+        """
+        if uid in self._barred:
+            return
+        log.warning("no descriptor of uid %d is taken any more: one hangs; bytes are", uid)
+        self._barred.add(uid)
+        for connection in self._connections:
+            if connection.uid == uid:
+                connection.channel.descriptors = False
+        self._service.refuse_passed(uid, _no_image(barred=True))
+
     def _start_accepting(self) -> None:
         self._accepting = True
         for listener in self._listeners:
@@ -114,7 +131,10 @@ class Server:
             with sock, contextlib.suppress(OSError):  # it may have left
                 sock.send(Reply(None, None, full).encode())
             return
-        self._connections.add(_Connection(self, sock, uid))
+        self.turns.join(uid)
+        connection = Connection(self, sock, uid)
+        connection.channel.descriptors = uid not in self._barred
+        self._connections.add(connection)
 
     def _make_room(self) -> bool:
         """Close the connection that has been idle longest, of the uid that has the most.
@@ -138,11 +158,11 @@ class Server:
         limits = self._settings
         for connection in list(self._connections):
             channel = connection.channel
-            silent = now - channel.last_read
+            silent = 0.0 if channel.due else now - channel.last_read
             if channel.unsent and now - channel.last_write > limits.slow_reader:
                 channel.close()
             elif connection.paused:
-                if channel.unsent < _HIGH_WATER:
+                if channel.unsent < HIGH_WATER:
                     connection.paused = False
                     channel.pause(False)
             elif channel.decoder.mid_frame and silent > limits.stall:
@@ -152,35 +172,19 @@ class Server:
 
     # --- what connections ask for
 
-    def reserve(self, uid: int, size: int) -> bool:
-        """Account for the bytes of large frames being read, on all connections together.
-
-        One uid gets half of the room at most, or a single frame: whoever sends a byte now and
-        then keeps his place for long, and must not keep everybody's.
-        """
-        room = self._settings.max_inline
-        if size > 0 and (
-            (self._reading[uid] and self._reading[uid] + size > room // 2)
-            or (self._reading.total() and self._reading.total() + size > room)
-        ):
-            return False
-        self._reading[uid] += size
-        if not self._reading[uid]:
-            del self._reading[uid]
-        return True
-
-    def forget(self, connection: _Connection) -> None:
+    def forget(self, connection: Connection) -> None:
         """A connection is closed: what it waits for need not be done."""
         self._connections.discard(connection)
+        self.turns.leave(connection.uid)
         self._service.cancel(connection)
 
-    def handle(self, connection: _Connection, frame: Frame) -> None:
+    def handle(self, connection: Connection, frame: Frame) -> None:
         """Act on one request. The frame's descriptor is owned from here."""
         attachment = frame.attachment
         try:
             identity = request_id(frame.fields)
         except BadRequest as error:
-            _close(attachment)
+            connection.discard(attachment)
             connection.channel.refuse(error)
             return
         try:
@@ -191,8 +195,16 @@ class Server:
                 connection.channel.refuse(BadRequest("a descriptor that no request asks for"))
                 return
             if request.op == "predict":
-                image, attachment = self._image(request, attachment), None
-                self._submit(connection, request, image)
+                if attachment is None:
+                    self._submit(connection, request, self._inline(connection, request))
+                elif self.closer.harmless(attachment):
+                    image, attachment = attachment, None
+                    self._submit(connection, request, image)
+                elif connection.uid in self._barred:
+                    raise _no_image(barred=True)
+                else:
+                    image, attachment = attachment, None
+                    self._submit(connection, request, image, strange=True)
                 return
             if request.op == "reload" and connection.uid not in (0, os.geteuid()):
                 raise Forbidden(
@@ -210,14 +222,15 @@ class Server:
         except SwiprError as error:
             connection.send(Reply(identity, None, error))
         finally:
-            _close(attachment)
+            connection.discard(attachment)
 
-    def _submit(self, connection: _Connection, request: Request, image: int) -> None:
+    def _submit(
+        self, connection: Connection, request: Request, image: int, *, strange: bool = False
+    ) -> None:
         size = len(request.image or b"")
-        self._waiting += size
 
         def done(outcome: Outcome) -> None:
-            self._waiting -= size
+            self.room.leave(size)
             connection.answer(request.id, outcome)
 
         connection.in_flight.add(request.id)
@@ -227,29 +240,25 @@ class Server:
             image=image,
             timeout=request.timeout,
             done=done,
+            discard=connection.discard if strange else os.close,
+            blame=(lambda: self._bar(connection.uid)) if strange else None,
         )
 
     def _describe(self, op: str) -> dict[str, object]:
         if op == "model":
             return self._service.describe()
-        return {**self._service.status(), "connections": len(self._connections)}
+        return {
+            **self._service.status(),
+            "connections": len(self._connections),
+            "barred": sorted(self._barred),
+        }
 
-    def _image(self, request: Request, attachment: int | None) -> int:
-        if attachment is not None:
-            return attachment
+    def _inline(self, connection: Connection, request: Request) -> int:
         if request.image is None:
-            raise BadRequest(
-                "no image came with the request: neither a descriptor nor bytes"
-                " (descriptors do not pass through ssh; bytes do)"
-            )
-        if self._waiting and self._waiting + len(request.image) > self._settings.max_inline:
-            raise Overloaded(f"inline images of {self._waiting} bytes wait already", 1.0)
-        try:
-            return sealed_memfd(request.image)
-        except OSError as error:
-            raise Overloaded(f"no room for the image: {error.strerror}", 1.0) from None
+            raise _no_image(barred=connection.uid in self._barred)
+        return self.room.keep(request.image)
 
-    async def _inquire(self, connection: _Connection, identity: int, op: str) -> None:
+    async def _inquire(self, connection: Connection, identity: int, op: str) -> None:
         service = self._service
         outcome: Outcome
         try:
@@ -273,50 +282,9 @@ class Server:
         task.add_done_callback(self._tasks.discard)
 
 
-class _Connection:
-    """One client.
-
-    Attributes:
-        in_flight: ids of requests without an answer yet.
-        spoke: whether a whole request has come.
-        paused: whether it is not read from, because it does not read either.
-    """
-
-    def __init__(self, server: Server, sock: socket.socket, uid: int) -> None:
-        self.uid = uid
-        self.in_flight: set[int] = set()
-        self.spoke = False
-        self.paused = False
-        self._server = server
-        self.channel = Channel(
-            sock,
-            on_frame=self._received,
-            on_closed=lambda _error: server.forget(self),
-            farewell=lambda error: Reply(None, None, error).encode(),
-            reserve=lambda size: server.reserve(uid, size),
-            items=_REQUEST_ITEMS,
-        )
-
-    def answer(self, identity: int, outcome: Outcome) -> None:
-        """Answer a request in flight."""
-        self.in_flight.discard(identity)
-        if isinstance(outcome, SwiprError):
-            self.send(Reply(identity, None, outcome))
-        else:
-            self.send(Reply(identity, outcome))
-
-    def send(self, reply: Reply) -> None:
-        """Send a reply; read no further requests from a client that leaves too many unread."""
-        self.channel.send(reply.encode())
-        if self.channel.unsent > _HIGH_WATER and not self.paused:
-            self.paused = True
-            self.channel.pause(True)
-
-    def _received(self, frame: Frame) -> None:
-        self.spoke = True
-        self._server.handle(self, frame)
-
-
-def _close(descriptor: int | None) -> None:
-    if descriptor is not None:
-        os.close(descriptor)
+def _no_image(*, barred: bool) -> BadRequest:
+    """Say that bytes are wanted. The client knows it by its first words, and sends them."""
+    why = "neither a descriptor nor bytes (descriptors do not pass through ssh; bytes do)"
+    if barred:
+        why = "this user's descriptors are not taken, since a filesystem hung with one of them"
+    return BadRequest(f"no image came with the request: {why}")

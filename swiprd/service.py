@@ -132,8 +132,15 @@ class Service:
         image: int,
         timeout: float | None,
         done: Callable[[Outcome], None],
+        discard: Callable[[int], None] = os.close,
+        blame: Callable[[], None] | None = None,
     ) -> None:
-        """Take an image; `done` is called once, perhaps at once. Owns the descriptor from here."""
+        """Take an image; `done` is called once, perhaps at once. Owns the descriptor from here.
+
+        Args:
+            discard: closes the descriptor.
+            blame: called when a worker has been killed that did not come to an end with it.
+        """
         now = self._loop.time()
         self.last_active = now
         patience = self._settings.timeout if timeout is None else timeout
@@ -148,6 +155,8 @@ class Service:
             deadline=now + patience,
             timeout=timeout,
             done=lambda _, outcome: done(outcome),
+            discard=discard,
+            blame=blame,
         )
         self._jobs.add(job)
         self._idle.clear()
@@ -170,6 +179,12 @@ class Service:
         """Forget what waits for an owner who has left. What runs ends unheard."""
         for job in self._admission.cancel(owner):
             self._end(job, ShuttingDown("the client left"), counted="left")
+
+    def refuse_passed(self, uid: int, error: SwiprError) -> None:
+        """End what waits with a descriptor of this uid that may hang whoever reads it."""
+        for job in list(self._jobs):
+            if job.uid == uid and job.blame is not None and self._admission.withdraw(job):
+                self._end(job, error)
 
     def take(self) -> Job | None:
         """See `pool.Owner`."""
@@ -373,6 +388,8 @@ class Service:
         if self._admission.withdraw(job):
             self._end(job, DeadlineExceeded(f"no worker was free within {waited:.1f} s"))
             return
+        if job.blame is not None:
+            job.blame()  # first, lest what else that uid passed hangs another worker
         error = DeadlineExceeded(f"not done within {waited:.1f} s; its worker was killed")
         self._finish_running(job, error)
         for pool in list(self._pools):
@@ -394,7 +411,7 @@ class Service:
         timer = self._timers.pop(job.id, None)
         if timer is not None:
             timer.cancel()
-        os.close(job.image)
+        job.discard(job.image)
         self._jobs.discard(job)
         now = self.last_active = self._loop.time()
         code = outcome.code if isinstance(outcome, SwiprError) else "ok"

@@ -23,6 +23,7 @@ from swiprd.children import Forkserver, Worker
 from swiprd.lifecycle import Backoff, State
 from swiprd.log import log
 from swiprd.probe import Probe
+from swiprd.threads import Threads
 
 MAX_FALSE_STARTS = 3
 """Workers in a row that may die or answer wrongly at their first canary, before the model is."""
@@ -32,11 +33,16 @@ _EVENTS_KEPT = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """How the work is spread: workers that may be busy at once, threads of each, images a batch."""
+    """How the work is spread: workers that may be busy at once, threads of each, images a batch.
+
+    Attributes:
+        alone: threads of a batch that nothing else runs beside.
+    """
 
     workers: int
     threads: int
     batch: int
+    alone: int
 
 
 class Employer(Protocol):
@@ -63,6 +69,7 @@ class Supervisor:
         ids: where jobs get their ids from.
 
     Attributes:
+        threads: how many the next batch gets that nothing runs beside.
         described: what the forkserver said of the model: labels, model, versions, device.
         kills: (loop time, worker's number, why) of the last workers that did not leave by
             themselves; `killed` counts all of them.
@@ -87,6 +94,7 @@ class Supervisor:
         self._numbers = count(1)
         self._loop = asyncio.get_running_loop()
         self.shape = shape
+        self.threads = Threads(shape.threads, shape.alone)
         self.described: dict[str, Any] = {}
         self.canary: Canary | None = None
         self.workers: dict[int, Worker] = {}
@@ -123,8 +131,9 @@ class Supervisor:
         return self._forkserver.pid if self._forkserver is not None else 0
 
     def reshape(self, shape: Shape) -> None:
-        """Spread the work another way; workers of the old way leave when they are idle."""
+        """Spread the work another way. Workers over the new number leave when they are idle."""
         self.shape = shape
+        self.threads = Threads(shape.threads, shape.alone)
         self.fill()
 
     def close(self) -> None:
@@ -164,10 +173,10 @@ class Supervisor:
         return sum(w.state is State.BUSY and not w.probing for w in self.workers.values())
 
     def idle(self) -> Worker | None:
-        """An idle worker: of the right shape if there is one, the warmest first."""
+        """An idle worker, the warmest first."""
         return max(
             (w for w in self.workers.values() if w.state is State.IDLE),
-            key=lambda w: (w.threads == self.shape.threads, w.answered, -w.number),
+            key=lambda w: (w.answered, -w.number),
             default=None,
         )
 
@@ -183,27 +192,22 @@ class Supervisor:
         self._leave(jobs, why, own_fault=False)
 
     def fill(self) -> None:
-        """Have as many workers as there should be, of the right shape."""
+        """Have as many workers as there should be."""
         if self.closing or not self._loaded or self._forkserver is None:
             return
         if self._loop.time() < self._hold_until:
             return  # `_false_start` has set a timer
         alive = [w for w in self.workers.values() if w.state is not State.GONE]
-        right = [w for w in alive if w.threads == self.shape.threads]
         # The first worker comes alone: with it the model is ready, and others would only slow it.
         wanted = self.shape.workers + 1 if self._ready.done() else 1
-        for _ in range(wanted - len(right)):
+        for _ in range(wanted - len(alive)):
             worker = self._fork(
-                self.shape.threads,
                 on_forked=self._probe,
                 on_reply=self._replied,
                 on_gone=self._worker_gone,
             )
             self.workers[worker.number] = worker
-        warm = [w for w in right if w.state in (State.IDLE, State.BUSY)]
-        surplus = [w for w in alive if w.threads != self.shape.threads] if warm else []
-        surplus += warm[wanted:]
-        for worker in surplus:
+        for worker in alive[wanted:]:
             if worker.state is State.IDLE:
                 worker.retire()
 
@@ -227,7 +231,6 @@ class Supervisor:
 
     def fork_for_trial(
         self,
-        threads: int,
         *,
         on_forked: Callable[[Worker], None],
         on_reply: Callable[[Worker, Job, Reply], None],
@@ -239,7 +242,7 @@ class Supervisor:
         def gone(worker: Worker) -> None:
             del self._trial[worker.number]
 
-        worker = self._fork(threads, on_forked=on_forked, on_reply=on_reply, on_gone=gone)
+        worker = self._fork(on_forked=on_forked, on_reply=on_reply, on_gone=gone)
         self._trial[worker.number] = worker
         return worker
 
@@ -296,7 +299,6 @@ class Supervisor:
 
     def _fork(
         self,
-        threads: int,
         *,
         on_forked: Callable[[Worker], None],
         on_reply: Callable[[Worker, Job, Reply], None],
@@ -306,8 +308,7 @@ class Supervisor:
         number = next(self._numbers)
         return Worker(
             number,
-            threads,
-            self._forkserver.fork(number, threads),
+            self._forkserver.fork(number),
             on_forked=on_forked,
             on_reply=on_reply,
             on_gone=on_gone,
@@ -368,12 +369,12 @@ class Supervisor:
 
     # --- what workers do
 
-    def _replied(self, worker: Worker, job: Job, reply: Reply) -> None:
+    def _replied(self, _worker: Worker, job: Job, reply: Reply) -> None:
         if isinstance(job.owner, Probe):
             job.owner.replied(reply)
         else:
             self._employer.replied(job, reply)
-        if worker.threads != self.shape.threads:
+        if len(self.workers) > self.shape.workers + 1:
             self.fill()
         self._employer.someone_idle()
 

@@ -4,8 +4,8 @@ It has the front's end of a socketpair and nothing else: it opens no path, keeps
 jobs and leaves on EOF. Everything that parses pixels from outside runs here. Its own faults end
 it, with a traceback for the log: the front gives its jobs to another worker.
 
-A batch comes as `size` frames in a row: {id, size, max_bytes, max_pixels} + descriptor. Each is
-answered by its id: {ok, probabilities, decode, infer} or an error of the wire.
+A batch comes as `size` frames in a row: {id, size, threads, max_bytes, max_pixels} + descriptor.
+Each is answered by its id: {ok, probabilities, decode, infer} or an error of the wire.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from swiprd import images, model
 from swiprd.model import LoadedModel
 
 
-def serve(front: socket.socket, loaded: LoadedModel, device: str, threads: int) -> None:
+def serve(front: socket.socket, loaded: LoadedModel, device: str) -> None:
     """Answer jobs until the front closes its end."""
-    torch.set_num_threads(threads)
     loaded = model.to_device(loaded, device)
     frames = _receive(front)
     for first in frames:
-        size: Any = first.fields["size"]
-        batch = [first, *(next(frames) for _ in range(size - 1))]
+        order: Any = first.fields
+        torch.set_num_threads(order["threads"])
+        batch = [first, *(next(frames) for _ in range(order["size"] - 1))]
         for reply in _answer(batch, loaded):
             front.sendall(reply.encode())
 

@@ -9,8 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,16 @@ def own_children(pid: int | None = None) -> list[int]:
             with open(f"/proc/{pid}/task/{task}/children") as file:
                 found += map(int, file.read().split())
     return found
+
+
+@contextlib.contextmanager
+def open_to_all(path: Path) -> Iterator[Path]:
+    """The socket under a path that every uid can reach: pytest's folders are 0700."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        os.link(path, folder / "s.sock")
+        yield folder / "s.sock"
 
 
 def as_uid(uid: int, ask: Callable[[], str]) -> str:

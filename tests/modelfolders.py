@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from swiprd.model import import_torchvision
+from swiprd.mending import import_torchvision
 
 CLASSES = 10
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from itertools import count
 
@@ -42,6 +43,7 @@ def make(
         deadline=deadline,
         timeout=None,
         done=_ignore,
+        discard=os.close,
     )
 
 
@@ -72,13 +74,29 @@ class TestTurns:
         a, b, c = fill(admission, 1, 3), fill(admission, 2, 1), fill(admission, 3, 2)
         assert drain(admission) == [a[0], b[0], c[0], a[1], c[1], a[2]]
 
-    def test_a_newcomer_waits_for_one_request_of_a_flood(self) -> None:
+    def test_a_newcomer_waits_for_no_more_than_what_runs_of_a_flood(self) -> None:
         admission = Admission(128)
         flood = fill(admission, 1, 100)
         assert admission.next() is flood[0]
         (late,) = fill(admission, 2, 1)
-        assert admission.next() is flood[1]
         assert admission.next() is late
+        assert admission.next() is flood[1]
+
+    def test_so_does_one_who_asks_again_when_it_is_answered(self) -> None:
+        admission = Admission(128)
+        flood = fill(admission, 1, 100)
+        for number in range(5):
+            assert admission.next() is flood[number]
+            (late,) = fill(admission, 2, 1)
+            assert admission.next() is late
+
+    def test_uids_that_come_and_go_are_forgotten(self) -> None:
+        admission = Admission(8)
+        for uid in range(5000):
+            (job,) = fill(admission, uid, 1)
+            assert admission.next() is job
+            admission.finished(job)
+        assert len(admission._turns) <= 1024
 
     def test_whoever_comes_back_goes_to_the_end_of_the_round(self) -> None:
         admission = Admission(16)

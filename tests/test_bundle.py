@@ -15,14 +15,13 @@ import pytest
 from swiprd.bundle import (
     IMAGENET_MEAN,
     Bundle,
-    BundleError,
     Canary,
     Preprocess,
     Serve,
-    digest_weights,
-    identify,
     load_bundle,
 )
+from swiprd.identity import digest_weights, identify
+from swiprd.tables import BundleError
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -80,7 +79,7 @@ def test_every_key_can_be_set(folder: Path) -> None:
     write(
         folder,
         PLAIN
-        + f'sha256 = "{"0f" * 32}"\n'
+        + f'sha256 = "{"0f" * 32}"\nhead = "fastai"\nmatch = "order"\nthresholds = [0.25, 1]\n'
         + """
 [preprocess]
 resize = 1024
@@ -108,6 +107,7 @@ probabilities = [0.25, 1]
     )
     bundle = load_bundle(folder)
     assert bundle.sha256 == "0f" * 32
+    assert (bundle.head, bundle.match, bundle.thresholds) == ("fastai", "order", (0.25, 1.0))
     assert bundle.preprocess == Preprocess(
         resize=1024,
         edge="long",
@@ -183,13 +183,16 @@ CROPS = "one of center, five, ten, grid"
         (
             "name",
             "xyz",
-            "xyz: expected one of name, architecture, weights, sha256, labels, activation, "
-            "preprocess, serve, canary, found an unknown key",
+            "xyz: expected one of name, architecture, head, match, weights, sha256, labels, "
+            "activation, thresholds, preprocess, serve, canary, found an unknown key",
         ),
         ('"sigmoid"', '"relu"', "activation: expected one of softmax, sigmoid, log_softmax, none, "
          'found "relu"'),
         ('activation = "sigmoid"', "", "activation: expected one of softmax, sigmoid, "
          "log_softmax, none, found nothing"),
+        ("activation", 'head = "fast"\nactivation',
+         'head: expected one of default, fastai, found "fast"'),
+        ("activation", "match = 1\nactivation", "match: expected one of name, order, found 1"),
         ("weights.pth", "/etc/passwd",
          'weights: expected a path inside the model\'s folder, found "/etc/passwd"'),
         ("weights.pth", "sub/../../x",
@@ -204,6 +207,36 @@ CROPS = "one of center, five, ten, grid"
 )  # fmt: skip
 def test_refusals_of_the_top_table(folder: Path, old: str, new: str, text: str) -> None:
     write(folder, PLAIN.replace(old, new, 1))
+    assert refusal(folder) == f"model.toml: {text}"
+
+
+@pytest.mark.parametrize(
+    ("toml", "text"),
+    [
+        (
+            PLAIN + "thresholds = [0.5]",
+            "thresholds: expected 2 numbers from 0 to 1, one a label, found [0.5]",
+        ),
+        (
+            PLAIN + "thresholds = [0.5, 2]",
+            "thresholds: expected 2 numbers from 0 to 1, one a label, found [0.5, 2.0]",
+        ),
+        (
+            PLAIN.replace("sigmoid", "softmax") + "thresholds = [0.5, 0.5]",
+            'thresholds: expected none unless activation = "sigmoid", found [0.5, 0.5]',
+        ),
+        (
+            PLAIN.replace("densenet121", "torchscript") + 'head = "fastai"',
+            'head: expected none with architecture = "torchscript", found "fastai"',
+        ),
+        (
+            PLAIN.replace("densenet121", "export") + 'match = "name"',
+            'match: expected none with architecture = "export", found "name"',
+        ),
+    ],
+)
+def test_refusals_of_heads_matches_and_thresholds(folder: Path, toml: str, text: str) -> None:
+    write(folder, toml)
     assert refusal(folder) == f"model.toml: {text}"
 
 
@@ -340,14 +373,29 @@ def test_the_id_changes_with_everything_that_decides_the_answer(folder: Path) ->
     assert re.fullmatch(r"chexnet@[0-9a-f]{12}", first)
     assert identify(bundle) == first
     seen = {first}
-    for file, data in [
-        ("weights.pth", b"other weights"),
-        ("labels.txt", b"dog\ncat\n"),
-        ("model.toml", PLAIN.encode() + b"# a remark\n"),
+    for file, text in [
+        ("weights.pth", "other weights"),
+        ("labels.txt", "dog\ncat\n"),
+        ("model.toml", PLAIN.replace("densenet121", "densenet161")),
+        ("model.toml", PLAIN + 'head = "fastai"\n'),
+        ("model.toml", PLAIN + 'match = "order"\n'),
+        ("model.toml", PLAIN + "thresholds = [0.5, 0.25]\n"),
+        ("model.toml", PLAIN.replace("sigmoid", "none")),
+        ("model.toml", PLAIN + "[preprocess]\nresize = 224\n"),
     ]:
-        (folder / file).write_bytes(data)
+        (folder / file).write_text(text)
         seen.add(identify(load_bundle(folder)))
-    assert len(seen) == 4
+    assert len(seen) == 9
+
+
+def test_the_id_stays_with_what_decides_no_answer(folder: Path) -> None:
+    before = identify(load_bundle(folder))
+    write(
+        folder,
+        f'# a remark\n{PLAIN}sha256 = "{hashlib.sha256(b"weights").hexdigest()}"\n'
+        "[serve]\nthreads = 2\n[canary]\nimage = 'canary.jpg'\n",
+    )
+    assert identify(load_bundle(folder)) == before
 
 
 def test_a_recorded_digest_is_believed_and_spares_reading_the_weights(folder: Path) -> None:

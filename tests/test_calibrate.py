@@ -47,7 +47,7 @@ def cores(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 
 
 def shape(workers: int, threads: int, batch: int = 1) -> Shape:
-    return Shape(workers=workers, threads=threads, batch=batch)
+    return Shape(workers=workers, threads=threads, batch=batch, alone=threads)
 
 
 class TestSpreads:
@@ -90,6 +90,43 @@ class TestSpreads:
     def test_a_batch_that_is_told_goes_with_each(self, monkeypatch: pytest.MonkeyPatch) -> None:
         cores(monkeypatch, 2)
         assert calibrate._spreads(NOT_TOLD | {"batch": 4}) == [shape(1, 2, 4), shape(2, 1, 4)]
+
+
+class TestSearch:
+    """Which shape follows from which figures (images per second), on two cores."""
+
+    @pytest.mark.parametrize(
+        ("rates", "expected", "alone"),
+        [
+            # resnext50 on idle cores: two threads for one image, two workers for many.
+            ({(1, 2, 1): 11.5, (2, 1, 1): 15.0, (1, 1, 1): 7.5}, (2, 1, 1), 2),
+            # mobilenet_v3_small: a second thread is of no use.
+            ({(1, 2, 1): 80.0, (2, 1, 1): 150.0, (1, 1, 1): 78.0}, (2, 1, 1), 1),
+            ({(1, 2, 1): 24.0, (2, 1, 1): 20.0}, (1, 2, 1), 2),
+            # Hardly faster is not worth the memory of a worker, nor the wait for a batch.
+            ({(1, 2, 1): 24.0, (2, 1, 1): 25.0}, (1, 2, 1), 2),
+            ({(1, 2, 1): 24.0, (2, 1, 1): 25.0, (1, 2, 8): 26.0}, (1, 2, 1), 2),
+            ({(1, 2, 1): 9.0, (2, 1, 1): 8.0, (1, 2, 4): 12.0}, (1, 2, 4), 2),
+            ({(1, 2, 1): 9.0, (2, 1, 1): 12.0, (1, 1, 1): 6.0, (2, 1, 8): 15.0}, (2, 1, 8), 2),
+        ],
+    )
+    def test_the_best_shape(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        rates: dict[tuple[int, int, int], float],
+        expected: tuple[int, int, int],
+        alone: int,
+    ) -> None:
+        async def measure(_staff: Any, tried: Shape, _quiet: Any) -> float:
+            key = tried.workers, tried.threads, tried.batch
+            return rates.get(key, rates.get((*key[:2], 1), 0.0))
+
+        cores(monkeypatch, 2)
+        monkeypatch.setattr(calibrate, "_measure", measure)
+        staff: Any = None
+        best, rate, _ = asyncio.run(calibrate._search(staff, NOT_TOLD, lambda: True))
+        assert best == replace(shape(*expected), alone=alone)
+        assert rate == rates[expected]
 
 
 class TestMemory:
@@ -161,14 +198,14 @@ class TestMemory:
             '{"shape": null}',
             '{"shape": []}',
             '{"shape": {}}',
-            '{"shape": {"workers": 1, "threads": 2}}',
-            '{"shape": {"workers": 1, "threads": 2, "batch": 1, "more": 1}}',
-            '{"shape": {"workers": 0, "threads": 2, "batch": 1}}',
-            '{"shape": {"workers": -1, "threads": 2, "batch": 1}}',
-            '{"shape": {"workers": "1", "threads": 2, "batch": 1}}',
-            '{"shape": {"workers": 1.5, "threads": 2, "batch": 1}}',
-            '{"shape": {"workers": 1e999, "threads": 2, "batch": 1}}',
-            '{"shape": {"workers": 1000000, "threads": 2, "batch": 1}}',
+            '{"shape": {"workers": 1, "threads": 2, "batch": 1}}',
+            '{"shape": {"workers": 1, "threads": 2, "batch": 1, "alone": 1, "more": 1}}',
+            '{"shape": {"workers": 0, "threads": 2, "batch": 1, "alone": 2}}',
+            '{"shape": {"workers": -1, "threads": 2, "batch": 1, "alone": 2}}',
+            '{"shape": {"workers": "1", "threads": 2, "batch": 1, "alone": 2}}',
+            '{"shape": {"workers": 1.5, "threads": 2, "batch": 1, "alone": 2}}',
+            '{"shape": {"workers": 1e999, "threads": 2, "batch": 1, "alone": 2}}',
+            '{"shape": {"workers": 1000000, "threads": 2, "batch": 1, "alone": 2}}',
             "\x00" * 100,
             b"\xff\xfe",
         ],
@@ -245,7 +282,8 @@ class TestDaemon:
             tried = [
                 {k: v for k, v in one.items() if k != "rate"} for one in kept["images_per_second"]
             ]
-            assert kept["shape"] in tried
+            assert {k: v for k, v in kept["shape"].items() if k != "alone"} in tried
+            assert kept["shape"]["threads"] <= kept["shape"]["alone"] <= cpus
             assert len(tried) == len({tuple(one.values()) for one in tried}) >= 4
             assert status["kills"]["total"] == 0, "what was measured is not an accident"
             size = 1 + kept["shape"]["workers"] + 1
@@ -268,3 +306,21 @@ class TestDaemon:
             assert "calibrated" not in second.log.read_text()
         finally:
             second.end()
+
+    def test_an_image_alone_gets_the_threads_that_were_measured_for_it(
+        self, tmp_path: Path, tiny_model: Path, photos: list[bytes]
+    ) -> None:
+        cache = tmp_path / "cache"
+        wide = replace(shape(1, 1), alone=2)
+        calibrate._remember(Settings(cache=cache), load_bundle(tiny_model), wide, {wide: 1.0})
+        daemon = DaemonProcess(tmp_path / "one", "--cache", str(cache), model=tiny_model)
+        try:
+            daemon.wait_ready()
+            assert daemon.status()["shape"] == asdict(wide)
+            assert {len(os.listdir(f"/proc/{pid}/task")) for pid in daemon.workers()} == {1}
+            with daemon.connect() as peer:
+                assert peer.ask(image=photos[0]).error is None
+            assert 2 in {len(os.listdir(f"/proc/{pid}/task")) for pid in daemon.workers()}
+        finally:
+            daemon.stop()
+            daemon.end()

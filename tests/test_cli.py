@@ -56,7 +56,7 @@ def daemon(connection: Connection) -> None:
 @pytest.fixture
 def peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Peer]:
     monkeypatch.chdir(tmp_path)
-    for number in (10, 20, 30):
+    for number in (10, 20, 30, 60):
         Path(f"{number}.jpg").write_bytes(bytes(number))
     for name in ("bad", "large", "crash"):
         Path(f"{name}.jpg").write_bytes(name.encode())
@@ -82,6 +82,51 @@ def swiprctl(
     return out, err, done.returncode
 
 
+def choosy(connection: Connection) -> None:
+    """A daemon whose model finds several labels at once, from different probabilities on."""
+    rows = {1: (0.5, 0.25, 0.75), 2: (0.0, 0.0, 0.0)}
+    while True:
+        asked = connection.asked()
+        if asked.op == "model":
+            labels = ["Mass", "Nodule", "Hernia"]
+            thresholds = [0.5, 0.5, 0.125]
+            connection.reply(asked.id, model="peer@1", labels=labels, thresholds=thresholds)
+        else:
+            assert asked.image is not None
+            connection.answer(asked, *rows[len(asked.image)])
+
+
+def test_labels_that_reach_their_thresholds(tmp_path: Path) -> None:
+    for size in (1, 2):
+        (tmp_path / str(size)).write_bytes(bytes(size))
+    with Peer(tmp_path / "s", choosy):
+        words = ("--socket", str(tmp_path / "s"), str(tmp_path / "1"), str(tmp_path / "2"), "-h")
+        assert swiprctl("predict", "--labels", *words)[0] == "Hernia,0.75,Mass,0.5\n\n"
+        assert swiprctl("predict", "--top=3", *words)[0] == (
+            "Hernia,0.75,Mass,0.5,Nodule,0.25\nMass,0,Nodule,0,Hernia,0\n"
+        )
+        assert swiprctl("predict", *words)[0] == "0.5,0.25,0.75\n0,0,0\n"
+
+
+@pytest.mark.parametrize("thresholds", [[0.5], "0.5", [0.5, None], [0.5, True]])
+def test_thresholds_that_make_no_sense(tmp_path: Path, thresholds: object) -> None:
+    def senseless(connection: Connection) -> None:
+        while True:
+            asked = connection.asked()
+            if asked.op == "model":
+                connection.reply(asked.id, model="peer@1", labels=LABELS, thresholds=thresholds)
+            else:
+                connection.answer(asked, 0.5, 0.5)
+
+    (tmp_path / "a").write_bytes(b"x")
+    with Peer(tmp_path / "s", senseless):
+        _, err, status = swiprctl(
+            *("predict", "--labels", "--socket", str(tmp_path / "s"), str(tmp_path / "a"))
+        )
+    assert status == 76
+    assert "threshold" in err
+
+
 # -- predict
 
 
@@ -104,6 +149,28 @@ class TestPredict:
         assert (out, err, status) == ('sharp,"blurred, or so"\n0.1,0.9\n', "", 0)
         out, _, _ = swiprctl("predict", "--header", "bad.jpg", "10.jpg")
         assert out == 'path,sharp,"blurred, or so"\n10.jpg,0.1,0.9\n'
+
+    def test_labels(self) -> None:
+        out, err, status = swiprctl("predict", "--labels", "10.jpg", "60.jpg")
+        assert (out, err, status) == (
+            '10.jpg,"blurred, or so",0.9,sharp,0.1\n60.jpg,sharp,0.6,"blurred, or so",0.4\n',
+            "",
+            0,
+        )
+
+    def test_the_best_labels(self) -> None:
+        assert swiprctl("predict", "--top", "1", "60.jpg")[0] == "sharp,0.6\n"
+        assert swiprctl("predict", "--labels", "--top=1", "10.jpg")[0] == '"blurred, or so",0.9\n'
+        assert swiprctl("predict", "--top=7", "60.jpg")[0] == 'sharp,0.6,"blurred, or so",0.4\n'
+        told = json.loads(swiprctl("predict", "--json", "--top=1", "60.jpg")[0])
+        assert told["probabilities"] == {"sharp": 0.6}
+
+    def test_the_model_is_a_column(self) -> None:
+        out = swiprctl("predict", "--with-model", "--header", "-H", "10.jpg")[0]
+        assert out == 'path,model,sharp,"blurred, or so"\n10.jpg,peer@1,0.1,0.9\n'
+        assert swiprctl("predict", "--with-model", "10.jpg")[0] == "peer@1,0.1,0.9\n"
+        out = swiprctl("predict", "--with-model", "--top=1", "10.jpg", "60.jpg")[0]
+        assert out == '10.jpg,peer@1,"blurred, or so",0.9\n60.jpg,peer@1,sharp,0.6\n'
 
     def test_json(self) -> None:
         out, err, status = swiprctl("predict", "--json", "10.jpg", "bad.jpg", "20.jpg")
@@ -375,6 +442,15 @@ USAGE: list[tuple[list[str], str]] = [
     (["predict", "--files-from=a", "b"], "give one of them"),
     (["predict", "--files-from=a", "--files0-from=b"], "give one of them"),
     (["predict", "--json", "--header", "a"], "--json needs no --header"),
+    (["predict", "--json", "--labels", "a"], "--json needs no --labels"),
+    (["predict", "--json", "--with-model", "a"], "--json needs no --with-model"),
+    (["predict", "--labels", "--header", "a"], "--labels and --top need no --header"),
+    (["predict", "--top", "2", "--header", "a"], "--labels and --top need no --header"),
+    (["predict", "--top", "0", "a"], "--top: a whole number from 1, not '0'"),
+    (["predict", "--top=2.5", "a"], "--top: a whole number from 1, not '2.5'"),
+    (["predict", "--top= 3", "a"], "--top: a whole number from 1, not ' 3'"),
+    (["predict", "--labels=yes", "a"], "--labels takes no value"),
+    (["model", "--labels"], "--labels does not go with model"),
     (["status", "now"], "status takes no operand: 'now'"),
     (["status", "--header"], "--header does not go with status"),
     (["--json", "ping"], "--json does not go with ping"),

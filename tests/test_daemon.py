@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +17,7 @@ from daemonprocess import (
     Peer,
     as_uid,
     is_alive,
+    open_to_all,
     signal_if_there,
     wait_until,
 )
@@ -29,16 +28,6 @@ from swiprctl.errors import DeadlineExceeded, LoadingFailed, ShuttingDown, Worke
 pytestmark = pytest.mark.timeout(120)
 
 WATCHDOG = {"WATCHDOG_USEC": "2000000"}
-
-
-@contextlib.contextmanager
-def open_to_all(path: Path) -> Iterator[Path]:
-    """The socket under a path that every uid can reach: pytest's folders are 0700."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        os.link(path, folder / "s.sock")
-        yield folder / "s.sock"
 
 
 def open_image(path: Path) -> int:

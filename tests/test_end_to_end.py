@@ -20,7 +20,7 @@ from daemonprocess import PATIENCE, DaemonProcess, is_alive, wait_until
 from modelfolders import CLASSES, make_folder, make_module, photo
 from PIL import Image
 
-from swiprd.model import import_torchvision
+from swiprd.mending import import_torchvision
 
 pytestmark = pytest.mark.timeout(120)
 

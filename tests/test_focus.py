@@ -10,9 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from swiprd.bundle import Bundle, digest_weights, load_bundle
+from swiprd.bundle import Bundle, load_bundle
+from swiprd.identity import digest_weights
 from swiprd.images import decode, preprocess
-from swiprd.model import LoadedModel, import_torchvision, load_model, probabilities
+from swiprd.mending import import_torchvision
+from swiprd.model import LoadedModel, load_model, probabilities
 from swiprd.models.focus import camera, recipe, scenes
 from swiprd.models.focus.evaluate import (
     Condition,

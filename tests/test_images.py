@@ -23,8 +23,9 @@ from imagefiles import bmp, encoded, picture, png
 from PIL import Image, ImageOps
 
 from swiprctl.errors import BadImage, TooLarge
-from swiprd import images, model
+from swiprd import images
 from swiprd.bundle import Preprocess
+from swiprd.mending import import_torchvision
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -35,7 +36,7 @@ MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV
 
 def by_torchvision(image: Image.Image, recipe: Preprocess) -> torch.Tensor:
     """Follow the plain recipe with torchvision's own transforms: [crops, 3, crop, crop]."""
-    model.import_torchvision()
+    import_torchvision()
     from torchvision import transforms
 
     cut = {

@@ -18,13 +18,15 @@ import torch
 from imagefiles import encoded, picture
 from PIL import Image
 
-from swiprd import images, model
-from swiprd.bundle import Bundle, BundleError, Preprocess, load_bundle
+from swiprd import architectures, images, model
+from swiprd.bundle import Bundle, Preprocess, load_bundle
+from swiprd.mending import import_torchvision
 from swiprd.model import LoadedModel, load_model, probabilities
+from swiprd.tables import BundleError
 
 pytestmark = pytest.mark.timeout(60)
 
-torchvision = model.import_torchvision()
+torchvision = import_torchvision()
 torch.set_num_threads(1)  # two on a busy host wait for each other
 LABELS = ("sharp", "blurred", "neither")
 JPEG = encoded(picture(320, 240), "JPEG", quality=92)
@@ -286,7 +288,7 @@ STATE_DICT = "a state_dict written by torch.save(module.state_dict(), file)"
         ),
         (
             lambda state: state.update({"fc.extra": torch.zeros(1)}),
-            "fc.extra: expected only the tensors of resnet18, found one more",
+            "fc.extra: expected only the tensors of resnet18 with 3 labels, found one more",
         ),
         (
             lambda state: {"epoch": 3, "state_dict": state},
@@ -486,16 +488,8 @@ def test_loading_maps_the_weights_and_leaves_a_process_that_can_fork(
 def test_every_classifier_can_be_built_without_memory() -> None:
     names = torchvision.models.list_models(module=torchvision.models)
     assert len(names) >= 80
-    bundle = Bundle(
-        folder=Path("/nowhere"),
-        name="any",
-        architecture="",
-        weights=Path("/nowhere/weights.pth"),
-        labels=LABELS,
-        activation="softmax",
-    )
     for name in names:
-        module = model._build(torchvision, replace(bundle, architecture=name), 3, {})
+        module = architectures.build(name, classes=3, state={})
         real = [one for one in module.state_dict().values() if not one.is_meta]
         assert sum(one.numel() * one.element_size() for one in real) < 8 << 20, name
 
@@ -503,7 +497,7 @@ def test_every_classifier_can_be_built_without_memory() -> None:
 def test_torchvision_is_imported_without_the_compiler_and_still_works() -> None:
     script = """
 import sys
-from swiprd.model import import_torchvision
+from swiprd.mending import import_torchvision
 torchvision = import_torchvision()
 assert not [name for name in sys.modules if name.startswith("torch._dynamo")]
 assert torchvision is import_torchvision()

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swiprctl.client import Prediction
-from swiprctl.rows import distinct, header, json_line, number, row
+from swiprctl.rows import best, distinct, header, json_line, number, pair_row, row
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -90,6 +90,40 @@ def test_the_header_is_quoted_too() -> None:
     assert header(["Wüste"], path=False) == "Wüste\n".encode()
 
 
+def test_the_model_stands_between_the_path_and_the_numbers() -> None:
+    assert row([0.5, 1.0], "img.jpg", model="focus@1") == b"img.jpg,focus@1,0.5,1\n"
+    assert row([1.0], model="focus@1") == b"focus@1,1\n"
+    assert header(["sharp"], path=True, model=True) == b"path,model,sharp\n"
+
+
+def test_pairs() -> None:
+    pairs = [("a, b", 0.75), ("c", 0.25)]
+    assert pair_row(pairs) == b'"a, b",0.75,c,0.25\n'
+    assert pair_row(pairs, "x.jpg", model="m@1") == b'x.jpg,m@1,"a, b",0.75,c,0.25\n'
+    assert pair_row([], "x.jpg") == b"x.jpg\n"
+    assert pair_row([]) == b"\n"
+
+
+def test_the_best_come_first_and_equals_in_their_order() -> None:
+    labels, values = ["a", "b", "c", "b"], [0.25, 0.5, float("nan"), 0.25]
+    assert best(labels, values, most=3) == [("b", 0.5), ("a", 0.25), ("b", 0.25)]
+    assert best(labels, values, most=1) == [("b", 0.5)]
+    assert [label for label, _ in best(labels, values, most=9)] == ["b", "a", "b", "c"]
+
+
+def test_thresholds_are_reached_from_themselves_on() -> None:
+    labels, values = ["a", "b", "c", "d"], [0.25, 0.5, float("nan"), 0.75]
+    found = best(labels, values, thresholds=[0.25, 0.75, 0.0, 0.5])
+    assert found == [("d", 0.75), ("a", 0.25)]
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9), st.integers(1, 12))
+def test_the_best_are_the_best(values: list[float], most: int) -> None:
+    found = best([str(i) for i in range(len(values))], values, most=most)
+    assert [value for _, value in found] == sorted(values, reverse=True)[:most]
+    assert all(values[int(label)] == value for label, value in found)
+
+
 def test_a_json_line() -> None:
     prediction = Prediction((2 / 3, 1e-9), "focus@1", 0.5, 0.25, float("inf"))
     line = json_line(prediction, ["sharp", "blurred"], os.fsdecode(b"\xff\n.jpg"))
@@ -100,6 +134,8 @@ def test_a_json_line() -> None:
     assert told["probabilities"] == {"sharp": 0.666667, "blurred": 1e-9}
     assert told["model"] == "focus@1"
     assert told["seconds"] == {"queued": 0.5, "decode": 0.25, "infer": None}
+    two = json.loads(json_line(Prediction((0.25, 0.5, 0.25), "m@1"), ["a", "b", "a"], "x", most=2))
+    assert list(two["probabilities"].items()) == [("b", 0.5), ("a (0)", 0.25)]
 
 
 def test_labels_that_occur_twice_are_told_apart() -> None:

@@ -22,9 +22,8 @@ from pathlib import Path
 import msgpack
 import pytest
 from conftest import StartDaemon
-from daemonprocess import PATIENCE, DaemonProcess, Peer, as_uid, wait_until
+from daemonprocess import PATIENCE, DaemonProcess, Peer, as_uid, open_to_all, wait_until
 from PIL import Image
-from test_daemon import open_to_all
 from vitals import (
     NAMED_DEFECTS,
     Vitals,
@@ -578,7 +577,7 @@ class TestQueue:
             with held(narrow):
                 peer.send(0, image=photos[0])
                 for identity in range(1, QUEUE):
-                    peer.send(identity, image=photos[0], timeout=0.2)
+                    peer.send(identity, image=photos[0], timeout=1.0)
                 late = [peer.receive() for _ in range(QUEUE - 1)]
                 assert {reply.error.code for reply in late if reply.error} == {"deadline"}
                 assert narrow.status()["queue"]["total"] == 1

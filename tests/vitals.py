@@ -49,13 +49,13 @@ class Vitals:
             reply = peer.ask(image=self.photo)
             assert reply.error is None, reply.error
             assert reply.fields["probabilities"] == pytest.approx(self.row, abs=1e-6)
-        descriptors = self._settled()
         words = self.daemon.log.read_text()
         for defect in NAMED_DEFECTS:
             assert defect not in words, words[-4000:]
         wait_until(
             lambda: len(own_children(self.daemon.pid)) == self._children, "the same children"
         )
+        descriptors = self._settled()
         assert len(descriptors) == self._descriptors, sorted(descriptors)
 
     def _settled(self) -> list[str]:

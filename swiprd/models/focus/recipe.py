@@ -11,7 +11,7 @@ from torch import nn
 
 from swiprd.bundle import Preprocess
 from swiprd.images import decode
-from swiprd.model import import_torchvision
+from swiprd.mending import import_torchvision
 
 HERE = Path(__file__).parent
 LABELS = ("sharp", "blurred")

@@ -1,0 +1,87 @@
+"""One client of the front: its socket, what it has in flight, and whether it reads its answers.
+
+It knows how answers go out, not what requests mean: each goes to the server as it comes.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Protocol
+
+from swiprctl.errors import SwiprError
+from swiprctl.protocol import Frame, Reply
+from swiprd.channel import Channel
+from swiprd.closing import Closer
+from swiprd.room import Room
+from swiprd.service import Outcome
+from swiprd.turns import Turns
+
+HIGH_WATER = 1 << 20
+"""Bytes of unread replies at which a client is not read from any more."""
+
+_REQUEST_ITEMS = 64  # things in a request's map; five mean something, the rest is for later clients
+
+
+class Host(Protocol):
+    """What a connection asks of the server, and tells it."""
+
+    turns: Turns
+    closer: Closer
+    room: Room
+
+    def forget(self, connection: Connection) -> None:
+        """The connection is closed."""
+
+    def handle(self, connection: Connection, frame: Frame) -> None:
+        """Act on one request. The frame's descriptor is owned from here."""
+
+
+class Connection:
+    """One client.
+
+    Attributes:
+        in_flight: ids of requests without an answer yet.
+        spoke: whether a whole request has come.
+        paused: whether it is not read from, because it does not read either.
+    """
+
+    def __init__(self, host: Host, sock: socket.socket, uid: int) -> None:
+        self.uid = uid
+        self.in_flight: set[int] = set()
+        self.spoke = False
+        self.paused = False
+        self._host = host
+        self.channel = Channel(
+            sock,
+            on_frame=self._received,
+            on_closed=lambda _error: host.forget(self),
+            farewell=lambda error: Reply(None, None, error).encode(),
+            reserve=lambda size: host.room.reserve(uid, size),
+            ask=lambda work: host.turns.ask(uid, work),
+            discard=lambda descriptor: host.closer.close(descriptor, uid),
+            items=_REQUEST_ITEMS,
+        )
+
+    def discard(self, descriptor: int | None) -> None:
+        """Close a descriptor that came with a request."""
+        if descriptor is not None:
+            self._host.closer.close(descriptor, self.uid)
+
+    def answer(self, identity: int, outcome: Outcome) -> None:
+        """Answer a request in flight."""
+        self.in_flight.discard(identity)
+        if isinstance(outcome, SwiprError):
+            self.send(Reply(identity, None, outcome))
+        else:
+            self.send(Reply(identity, outcome))
+
+    def send(self, reply: Reply) -> None:
+        """Send a reply; read no further requests from a client that leaves too many unread."""
+        self.channel.send(reply.encode())
+        if self.channel.unsent > HIGH_WATER and not self.paused:
+            self.paused = True
+            self.channel.pause(True)
+
+    def _received(self, frame: Frame) -> None:
+        self.spoke = True
+        self._host.handle(self, frame)

@@ -1,0 +1,185 @@
+"""Which architecture has these tensors? Compares names, order and shapes; touches no values.
+
+Every classifier that torchvision has is built without memory, with a class count that no other
+dimension has: what is of that size in the skeleton belongs to the last layer, and what the
+checkpoint has there says how many classes there are.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+
+from swiprd.architectures import ArchitectureError, build, classifiers
+from swiprd.bundle import Head, Match
+from swiprd.heads import has_fastai_body
+from swiprd.matching import TensorMismatch, match_by_name, match_by_order, weighty
+from swiprd.pack.errors import NotWeights, Unclear
+from swiprd.pack.naming import Tensors, strip, unwrap_last
+
+_CLASSES = 999_983  # a prime, and larger than any dimension of an architecture
+_AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """An architecture, and the tensors as it wants them.
+
+    Attributes:
+        tensors: under the architecture's names, or in its order.
+        last: name of the last layer in the checkpoint, where it lay in a Sequential there, such
+            as "classifier.0"; else empty.
+        crop: edge of the pictures that the tensors are made for; None where any will do.
+        prefix: what stood before the names.
+    """
+
+    architecture: str
+    head: Head
+    match: Match
+    classes: int
+    tensors: Tensors
+    last: str = ""
+    crop: int | None = None
+    prefix: str = ""
+
+
+def fit(tensors: Tensors, architecture: str) -> Fit:
+    """Put a checkpoint's tensors in an architecture's place.
+
+    Raises:
+        Unclear: there is no such architecture.
+        NotWeights: the tensors are not its own; names the first that differs.
+    """
+    try:
+        if _is_fastai(tensors):
+            return _fit_fastai(tensors, architecture)
+        return _fit_names(tensors, architecture)
+    except ArchitectureError as error:
+        raise Unclear(f"--{error}") from None
+    except TensorMismatch as error:
+        raise NotWeights(str(error)) from None
+
+
+def guess(tensors: Tensors) -> list[Fit]:
+    """Return a fit for every architecture of torchvision that has exactly these tensors."""
+    found = []
+    fastai = _is_fastai(tensors)
+    for architecture in classifiers():
+        if not (_may_be_body if fastai else _may_fit)(tensors, architecture):
+            continue
+        try:
+            found.append((_fit_fastai if fastai else _fit_names)(tensors, architecture))
+        except (TensorMismatch, ArchitectureError, NotWeights):
+            continue
+    return found
+
+
+def outline(tensors: Tensors) -> str:
+    """Say what tensors there are, for whoever has to name their architecture."""
+    listed = [f"{name} {list(tensor.shape)}" for name, tensor in weighty(tensors)]
+    shown = listed if len(listed) <= 4 else [*listed[:2], "…", *listed[-2:]]
+    return f"{len(listed)} tensors: {', '.join(shown)}"
+
+
+def _is_fastai(tensors: Tensors) -> bool:
+    """Whether they are named by position, as those of a Sequential are."""
+    return all(name[:1].isdigit() for name in tensors)
+
+
+def _fit_fastai(tensors: Tensors, architecture: str) -> Fit:
+    matrices = [one for one in tensors.values() if one.dim() == 2]
+    if not any(one.dim() == 4 for one in tensors.values()):
+        raise NotWeights(
+            "only the head of a fastai 0.7 learner, saved while precompute was on. Where it was"
+            " trained: learn.precompute = False, then learn.save() again"
+        )
+    if not matrices:
+        raise NotWeights("no last layer: fastai's head ends in a Linear")
+    classes = matrices[-1].shape[0]
+    wanted = build(architecture, classes=classes, head="fastai", state=tensors).state_dict()
+    what = f"{architecture} with fastai's head"
+    match: Match = "name"
+    if weighty(tensors) and dict(weighty(tensors)).keys() == dict(weighty(wanted)).keys():
+        match_by_name(wanted, tensors, what)
+    else:
+        match = "order"
+        match_by_order(wanted, tensors, what)
+    return Fit(
+        architecture=architecture, head="fastai", match=match, classes=classes, tensors=tensors
+    )
+
+
+def _fit_names(tensors: Tensors, architecture: str) -> Fit:
+    template = _template(architecture)
+    stripped, prefix = strip(tensors, [name for name, _ in weighty(template)])
+    last = _last_layer(template)
+    stripped, inside = unwrap_last(stripped, last)
+    crop = _crop_of(architecture, stripped)
+    weight = stripped.get(f"{last}.weight")
+    # Without a last layer there is a difference, and an earlier one says more.
+    classes = weight.shape[0] if weight is not None and weight.dim() else 1
+    module = build(architecture, classes=classes, state=stripped, crop=crop or 224)
+    matched = match_by_name(module.state_dict(), stripped, f"{architecture}, {classes} classes")
+    return Fit(
+        architecture=architecture,
+        head="default",
+        match="name",
+        classes=classes,
+        tensors={name: matched[name] for name in module.state_dict()},
+        last=inside if inside != last else "",
+        crop=crop,
+        prefix=prefix,
+    )
+
+
+@functools.cache
+def _template(architecture: str) -> Tensors:
+    return dict(build(architecture, classes=_CLASSES, state={}).state_dict())
+
+
+def _last_layer(template: Tensors) -> str:
+    """Name the layer whose weights have a row for each class."""
+    names = [name for name, tensor in template.items() if _CLASSES in tensor.shape]
+    return names[-1].rpartition(".")[0]
+
+
+@functools.cache
+def _weights_of(architecture: str) -> frozenset[torch.Size]:
+    return frozenset(
+        one.shape
+        for one in _template(architecture).values()
+        if one.dim() in (2, 4) and _CLASSES not in one.shape
+    )
+
+
+def _may_fit(tensors: Tensors, architecture: str) -> bool:
+    """Whether it is worth a closer look: every shape of convolutions and matrices is there."""
+    return _weights_of(architecture) <= {one.shape for one in tensors.values()}
+
+
+@functools.cache
+def _body(architecture: str) -> list[torch.Size]:
+    """Shapes of what a fastai learner has of an architecture; empty where that is not known."""
+    if not has_fastai_body(architecture):
+        return []
+    whole = build(architecture, classes=2, head="fastai", state={})
+    return [tensor.shape for _, tensor in weighty(whole.get_submodule("0").state_dict())]
+
+
+def _may_be_body(tensors: Tensors, architecture: str) -> bool:
+    """Whether they begin with a body of this architecture."""
+    shapes = _body(architecture)
+    return bool(shapes) and [one.shape for _, one in weighty(tensors)][: len(shapes)] == shapes
+
+
+def _crop_of(architecture: str, tensors: Tensors) -> int | None:
+    """Return the size that a vision transformer's positions are for, in pixels."""
+    positions, patches = tensors.get("encoder.pos_embedding"), tensors.get("conv_proj.weight")
+    if not architecture.startswith("vit_") or positions is None or patches is None:
+        return None
+    if positions.dim() != 3 or patches.dim() != 4:
+        return None
+    return math.isqrt(max(0, positions.shape[1] - 1)) * patches.shape[3]

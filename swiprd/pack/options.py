@@ -1,0 +1,83 @@
+"""The command line of `swiprd pack`. Imports nothing heavy: `swiprd serve` reads it, too."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+from swiprd.bundle import Activation, Crops, Interpolation
+
+# A grid needs its rows and columns; model.toml is the place for that.
+CROPS = tuple(one for one in get_args(Crops) if one != "grid")
+
+DESCRIPTION = """\
+Make a model's folder from a checkpoint: a state_dict in either of torch's formats or as
+safetensors, alone or among other things, of a classifier of torchvision, fastai or timm; or a
+program (TorchScript, torch.export). What the tensors tell is inferred and said. Nothing is
+unpickled but tensors and plain values."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `swiprd pack`."""
+    add = parser.add_argument
+    add("checkpoint", type=Path, metavar="CHECKPOINT", help="the file with the weights")
+    add("-o", "--output", type=Path, metavar="FOLDER", help="the folder to make")
+    add("--force", action="store_true", help="replace a model's folder that is there already")
+    add(
+        "--architecture",
+        metavar="NAME",
+        help="a classifier of torchvision, timm:NAME for one of timm, or torchscript or export"
+        " for a program that you trust (default: whichever has these tensors)",
+    )
+    add("--labels", metavar="A,B,…", help="names of the outputs in their order, or imagenet")
+    add("--labels-file", type=Path, metavar="FILE", help="the same, one a line")
+    add("--name", metavar="NAME", help="the model's name (default: the folder's)")
+    add(
+        "--key",
+        metavar="KEY",
+        help="where the weights are in the checkpoint, such as state_dict or model_ema.module",
+    )
+    add("--activation", choices=get_args(Activation), help="what makes outputs probabilities")
+    add("--multi-label", action="store_true", help="several labels a picture: --activation sigmoid")
+    add("--resize", type=_pixels(0), metavar="N", help="pixels of the short side; 0 keeps the size")
+    add("--crop", type=_pixels(1), metavar="N", help="edge of the crops in pixels")
+    add("--crops", choices=CROPS, help="which crops; their probabilities are averaged")
+    add("--interpolation", choices=get_args(Interpolation), help="how pictures are resized")
+    add("--exif", choices=("ignore", "apply"), help="whether pictures are turned upright first")
+    add("--mean", type=_three(None), metavar="R,G,B", help="subtracted from values of 0 to 1")
+    add("--std", type=_three(0.0), metavar="R,G,B", help="what they are then divided by")
+
+
+def _pixels(least: int) -> Callable[[str], int]:
+    """Make argparse's reader for a whole number of pixels."""
+
+    def read(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not least <= int(text) <= 4096:
+            raise argparse.ArgumentTypeError(
+                f"expected a whole number from {least} to 4096, found {text!r}"
+            )
+        return int(text)
+
+    return read
+
+
+def _three(above: float | None) -> Callable[[str], tuple[float, float, float]]:
+    """Make argparse's reader for three numbers, or one that stands for all three."""
+
+    def read(text: str) -> tuple[float, float, float]:
+        try:
+            values = [float(one) for one in text.split(",")]
+        except ValueError:
+            values = []
+        if len(values) == 1:
+            values *= 3
+        least = -math.inf if above is None else above
+        if len(values) != 3 or not all(math.isfinite(one) and one > least for one in values):
+            more = "" if above is None else f" above {above:g}"
+            raise argparse.ArgumentTypeError(f"expected three numbers{more}, found {text!r}")
+        return values[0], values[1], values[2]
+
+    return read

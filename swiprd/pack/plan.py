@@ -1,0 +1,257 @@
+"""A checkpoint and what the command line says → everything that the folder will say, and why.
+
+Decides; writes nothing and prints nothing. What only a person can know and has not said is
+collected, so that it is asked for at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from swiprd.architectures import TIMM
+from swiprd.bundle import PROGRAMS, Activation, Preprocess
+from swiprd.matching import weighty
+from swiprd.pack import checkpoint, fitting, labels, naming, recipes, values
+from swiprd.pack.errors import NotWeights, Unclear
+from swiprd.pack.fitting import Fit
+from swiprd.pack.formats import Format
+from swiprd.pack.labels import CHEST_XRAY_14, IMAGENET, Named
+from swiprd.pack.naming import Tensors
+from swiprd.pack.recipes import Recipe
+
+FORMATS: dict[Format, str] = {
+    "zip": "torch.save()'s zip format",
+    "legacy": "torch.save()'s legacy format",
+    "safetensors": "safetensors",
+    "torchscript": "a TorchScript program",
+    "export": "a program of torch.export",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What the folder will hold.
+
+    Attributes:
+        fit: the weights and their architecture.
+        why: for each of the facts below and of `fit`, where it is from.
+        notes: what deserves a line of its own.
+        missing: what must be said before a folder can be made, each naming its option.
+    """
+
+    fit: Fit
+    activation: Activation
+    named: Named | None
+    recipe: Recipe
+    why: dict[str, str]
+    notes: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+def make(file: Path, form: Format, digest: str, options: argparse.Namespace) -> Plan:
+    """Read the checkpoint and infer what can be.
+
+    Args:
+        digest: SHA-256 of the checkpoint's file.
+
+    Raises:
+        PackError: it cannot be packed, or the options contradict it.
+    """
+    content = checkpoint.read(file, form)
+    try:
+        found = naming.find(content, options.key)
+        tensors, converted = values.convert(naming.normalise(found.tensors))
+        fit, how = _fit(tensors, content, options.architecture)
+    except NotWeights as error:
+        raise NotWeights(f"{file}: {error}") from None
+    if fit.crop is not None and options.crop not in (None, fit.crop):
+        raise Unclear(f"--crop: the positions in these weights are for {fit.crop} pixels")
+    recipe = _recipe(fit, digest, options)
+    activation, why_activation = _activation(fit, options)
+    named = labels.given(options.labels, options.labels_file) or _known(fit, content)
+    missing = []
+    try:
+        named = labels.check(named, fit.classes)
+    except Unclear as error:
+        missing.append(str(error))
+    held = f"{FORMATS[form]}, {len(weighty(found.tensors))} tensors"
+    why = {
+        "checkpoint": f'{held} under "{found.key}"' if found.key else held,
+        "architecture": how,
+        "activation": why_activation,
+    }
+    notes = [*_notes(found, fit, len(weighty(tensors))), converted, *recipe.notes]
+    return Plan(
+        fit=fit,
+        activation=activation,
+        named=named,
+        recipe=recipe,
+        why=why,
+        notes=tuple(one for one in notes if one),
+        missing=tuple(missing),
+    )
+
+
+def is_chexnet(fit: Fit) -> bool:
+    """Whether these are CheXNet's weights: the wrapper's name, its Sequential, 14 outputs."""
+    return (
+        fit.architecture == "densenet121"
+        and fit.classes == len(CHEST_XRAY_14)
+        and fit.last == "classifier.0"
+        and fit.prefix.endswith("densenet121.")
+    )
+
+
+def _fit(tensors: Tensors, content: Any, asked: str | None) -> tuple[Fit, str]:
+    """Find the architecture, or see that the one asked for is it."""
+    count = len(weighty(tensors))
+    if asked is not None:
+        try:
+            return fitting.fit(tensors, asked), "--architecture"
+        except NotWeights as error:
+            others = [one.architecture for one in fitting.guess(tensors)]
+            hint = f"; these are the tensors of {' or '.join(others)}" if others else ""
+            raise NotWeights(f"not the weights of {asked}: {error}{hint}") from None
+    fits = fitting.guess(tensors)
+    if len(fits) == 1:
+        (fit,) = fits
+        if fit.match == "order":
+            return fit, f"the shapes of {count} tensors in their order"
+        return fit, f"the names and shapes of {count} tensors"
+    if fits:
+        raise Unclear(
+            "--architecture: several have exactly these tensors:"
+            f" {', '.join(one.architecture for one in fits)}"
+        )
+    named = content.get("arch") if isinstance(content, dict) else None
+    hint = ""
+    if isinstance(named, str) and re.fullmatch(r"\w{1,64}", named):
+        hint = f'. The checkpoint calls it "{named}": if that is timm\'s name, --architecture'
+        hint += f" {TIMM}{named}"
+    raise Unclear(
+        "--architecture: no classifier of torchvision has exactly these tensors"
+        f" ({fitting.outline(tensors)}){hint}. It can be {TIMM}NAME; a network of your own is"
+        " packed as a program: torch.jit.trace(model.eval(), picture).save('model.pt')"
+    )
+
+
+def _recipe(fit: Fit, digest: str, options: argparse.Namespace) -> Recipe:
+    if fit.head == "fastai":
+        recipe = recipes.for_fastai(fit, options.crop or 224)
+    elif fit.architecture.startswith(TIMM):
+        recipe = recipes.for_timm(fit.architecture)
+    elif is_chexnet(fit):
+        recipe = recipes.for_chexnet()
+    else:
+        recipe = recipes.for_torchvision(fit, digest)
+    return override(recipe, options)
+
+
+def override(recipe: Recipe, options: argparse.Namespace) -> Recipe:
+    """Put what the command line says of the preprocessing over what was inferred."""
+    plain = recipe.preprocess
+    said: dict[str, Any] = {
+        key: getattr(options, key)
+        for key in ("crop", "crops", "interpolation", "exif", "mean", "std")
+        if getattr(options, key) is not None
+    }
+    if options.resize is not None:
+        said["resize"] = options.resize or None
+    elif options.crop is not None and plain.resize is not None:
+        said["resize"] = max(options.crop, round(plain.resize * options.crop / plain.crop))
+    changed = [key for key, value in said.items() if value != getattr(plain, key)]
+    if not changed:
+        return recipe
+    # A note about a value that the command line replaces would be wrong.
+    notes = () if {"mean", "std"} & set(changed) else recipe.notes
+    source = f"{recipe.source}; {', '.join(changed)} as told"
+    preprocess: Preprocess = replace(plain, **said)
+    return Recipe(preprocess=preprocess, source=source, notes=notes)
+
+
+def told_activation(options: argparse.Namespace) -> tuple[Activation, str] | None:
+    """Return what the command line says of the activation, if anything.
+
+    Raises:
+        Unclear: two things.
+    """
+    if options.multi_label and options.activation not in (None, "sigmoid"):
+        raise Unclear(f"--multi-label and --activation {options.activation}: give one of them")
+    if options.activation is not None:
+        return options.activation, "--activation"
+    return ("sigmoid", "--multi-label") if options.multi_label else None
+
+
+def _activation(fit: Fit, options: argparse.Namespace) -> tuple[Activation, str]:
+    told = told_activation(options)
+    if told is not None:
+        return told
+    if is_chexnet(fit):
+        return "sigmoid", "CheXNet ends in one"
+    if fit.classes == 1:
+        return "sigmoid", "a single output"
+    several = "--multi-label where a picture can have several labels"
+    if fit.match == "order":
+        return "log_softmax", f"a fastai 0.7 learner ends in one; {several}"
+    return "softmax", f"assumed; {several}"
+
+
+def _known(fit: Fit, content: Any) -> Named | None:
+    """Find labels that nobody has to be asked for."""
+    beside = labels.beside(content, fit.classes)
+    if beside is not None:
+        return beside
+    if is_chexnet(fit):
+        return Named(labels=CHEST_XRAY_14, source="the 14 findings of ChestX-ray14, in its order")
+    if fit.classes == IMAGENET:
+        return Named(labels="imagenet", source="1000 outputs: ImageNet's, as torchvision has them")
+    return None
+
+
+def _notes(found: naming.Found, fit: Fit, given: int) -> list[str]:
+    notes = []
+    if found.others:
+        averaged = "the average over training steps (EMA); " if naming.is_average(found.key) else ""
+        others = ", ".join(found.others)
+        notes.append(f'weights under "{found.key}": {averaged}--key takes others: {others}')
+    if fit.last and not is_chexnet(fit):
+        notes.append(
+            f"the last layer is {fit.last}, in a Sequential; what follows it there is not in the"
+            " file: --activation says so if it is a Sigmoid"
+        )
+    left = given - len(weighty(fit.tensors))
+    if left > 0:
+        notes.append(f"{left} tensors are no part of {fit.architecture} and are left out")
+    return notes
+
+
+def trust(file: Path, form: Format, options: argparse.Namespace) -> None:
+    """See that whoever packs a program has said that it is to be trusted: it will be run.
+
+    Raises:
+        Unclear: nobody has.
+    """
+    what = FORMATS[form]
+    if options.architecture is None:
+        raise Unclear(
+            f"{file}: {what}. It carries code, which runs now with your rights and later with the"
+            f" daemon's. If you trust where it came from: --architecture {form}"
+        )
+    if options.architecture != form:
+        raise Unclear(f"{file}: {what}: --architecture {form}, not {options.architecture}")
+    if options.key is not None:
+        raise Unclear("--key: a program has one set of weights")
+
+
+def check_form(form: Format, asked: str | None) -> None:
+    """See that no program is asked for where the file is none.
+
+    Raises:
+        Unclear: it is.
+    """
+    if asked in PROGRAMS and form not in PROGRAMS:
+        raise Unclear(f"--architecture {asked}: the file is {FORMATS[form]}, not a program")

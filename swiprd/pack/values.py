@@ -1,0 +1,51 @@
+"""Tensors as a checkpoint has them → as a model's folder has them: float32, in memory of their own.
+
+The workers of a daemon map the file and compute in float32; so what was stored with less (or more)
+is converted once, here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+
+from swiprd.pack.errors import NotWeights
+from swiprd.pack.naming import Tensors
+
+
+def convert(tensors: Tensors) -> tuple[Tensors, str]:
+    """Return the tensors as they are to be written, and what was converted, in words.
+
+    Raises:
+        NotWeights: one is sparse, quantised or complex, or claims more values than it holds.
+    """
+    found: Tensors = {}
+    changed: Counter[str] = Counter()
+    for name, tensor in tensors.items():
+        _check(name, tensor)
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            changed[str(tensor.dtype).removeprefix("torch.")] += 1
+        found[name] = _own(tensor)
+    said = ", ".join(f"{count} tensors of {kind}" for kind, count in changed.items())
+    return found, f"{said} become float32" if said else ""
+
+
+def _check(name: str, tensor: torch.Tensor) -> None:
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_complex():
+        kind = "quantised" if tensor.is_quantized else "sparse or complex"
+        raise NotWeights(f"{name}: {kind}, which swipr does not run: save the float32 model")
+    # A few bytes may be declared a terabyte by a stride of 0; copying would then fill the memory.
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise NotWeights(f"{name}: {list(tensor.shape)} values, where the file holds fewer")
+
+
+def _own(tensor: torch.Tensor) -> torch.Tensor:
+    """Return it without gradient, dense, and not as a window on something larger."""
+    tensor = tensor.detach()
+    if tensor.is_floating_point():
+        tensor = tensor.to(torch.float32)
+    tensor = tensor.contiguous()
+    if tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size():
+        tensor = tensor.clone()
+    return tensor

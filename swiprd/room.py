@@ -1,0 +1,55 @@
+"""How many bytes of images that come inline the front holds at once, on all connections together.
+
+Pure accounting, but for the sealed memfd that an image becomes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from swiprctl.errors import Overloaded
+from swiprd.memfd import sealed_memfd
+
+
+class Room:
+    """Bytes of large frames being read, and of images that wait, `limit` at most of each."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._reading: Counter[int] = Counter()  # by uid
+        self._waiting = 0
+
+    def reserve(self, uid: int, size: int) -> bool:
+        """Account for a large frame being read; below 0: for one that no longer is.
+
+        One uid gets half of the room at most, or a single frame: whoever sends a byte now and
+        then keeps his place for long, and must not keep everybody's.
+        """
+        if size > 0 and (
+            (self._reading[uid] and self._reading[uid] + size > self._limit // 2)
+            or (self._reading.total() and self._reading.total() + size > self._limit)
+        ):
+            return False
+        self._reading[uid] += size
+        if not self._reading[uid]:
+            del self._reading[uid]
+        return True
+
+    def keep(self, image: bytes) -> int:
+        """Put an image into a memfd; return its descriptor. `leave()` when its job has ended.
+
+        Raises:
+            Overloaded: there is no room for it.
+        """
+        if self._waiting and self._waiting + len(image) > self._limit:
+            raise Overloaded(f"inline images of {self._waiting} bytes wait already", 1.0)
+        try:
+            descriptor = sealed_memfd(image)
+        except OSError as error:
+            raise Overloaded(f"no room for the image: {error.strerror}", 1.0) from None
+        self._waiting += len(image)
+        return descriptor
+
+    def leave(self, size: int) -> None:
+        """Account for an image of this size no longer."""
+        self._waiting -= size

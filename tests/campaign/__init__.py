@@ -1,0 +1,28 @@
+"""The fault campaign: what swipr promises, tried under load with real faults, and counted.
+
+A scenario is a module of this package with `SECONDS`, about what it takes at scale 1 on two cores,
+and `run(scale, seed)`, which injects its faults, counts, cleans up and gives an `Outcome`. Scale 1
+is the long form, `make campaign`; the tests run the same code at a small scale.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+SCENARIOS = (
+    "kills",
+    "poison",
+    "admission",
+    "fairness",
+    "leavers",
+    "hostile",
+    "fuzz",
+    "decoders",
+    "degraded",
+    "orphans",
+    "soak",
+    "watchdog",
+)
+"""In the order in which they run: as the promises are numbered."""
+
+SCENARIOS = tuple(name for name in SCENARIOS if find_spec(f"{__name__}.{name}"))

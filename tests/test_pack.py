@@ -1,0 +1,693 @@
+"""swiprd pack: checkpoints as people have them become folders that give the original's numbers."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import stat
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import numpy as np
+import pytest
+import torch
+from checkpoints import TOLERANCE, area_crop, blocky, classifier, old_state, save_legacy, spread
+from conftest import StartDaemon
+from imagefiles import encoded, picture
+from PIL import Image
+from torch import nn
+
+from swiprd import images
+from swiprd.__main__ import main
+from swiprd.bundle import load_bundle
+from swiprd.mending import import_torchvision
+from swiprd.model import load_model, probabilities
+
+pytestmark = pytest.mark.timeout(60)
+
+torchvision = import_torchvision()
+torch.set_num_threads(1)  # two on a busy host wait for each other
+JPEG = encoded(picture(320, 240), "JPEG", quality=92)
+
+
+@pytest.fixture(autouse=True)
+def _no_weights_left_behind(tmp_path: Path) -> Iterator[None]:
+    """pytest keeps three runs' folders, and these would be gigabytes."""
+    yield
+    for file in tmp_path.rglob("*"):
+        if file.is_file() and file.stat().st_size > 1 << 20:
+            file.unlink()
+
+
+class Pack:
+    """Runs `swiprd pack` in this process; keeps what it said."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder = folder
+        self._capsys = capsys
+        self.out = ""
+        self.err = ""
+
+    def run(self, checkpoint: Path, *options: str) -> int:
+        self._capsys.readouterr()
+        status = main(["pack", str(checkpoint), *options])
+        self.out, self.err = self._capsys.readouterr()
+        return status
+
+    def made(self, checkpoint: Path, *options: str) -> dict[str, Any]:
+        """Pack into `folder`; return what model.toml says."""
+        status = self.run(checkpoint, "-o", str(self.folder), *options)
+        assert status == 0, self.err
+        assert self.err == ""
+        return tomllib.loads((self.folder / "model.toml").read_text())
+
+    def refused(self, status: int, checkpoint: Path, *options: str) -> str:
+        """Pack in vain; return the complaint."""
+        assert self.run(checkpoint, "-o", str(self.folder), *options) == status, self.err
+        assert not self.folder.exists()
+        assert not [one for one in self.folder.parent.iterdir() if one.name.startswith(".")]
+        assert self.err.startswith("swiprd pack: ")
+        assert "Traceback" not in self.err
+        return self.err.removeprefix("swiprd pack: ").strip()
+
+    def answer(self, image: bytes) -> torch.Tensor:
+        """Answer as a worker does: [labels]."""
+        loaded = load_model(load_bundle(self.folder))
+        crops = images.decode(image, loaded.bundle.preprocess)
+        return probabilities(loaded, crops.unsqueeze(0))[0]
+
+
+@pytest.fixture
+def pack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Pack:
+    return Pack(tmp_path / "packed", capsys)
+
+
+def same(row: torch.Tensor, expected: torch.Tensor) -> None:
+    assert torch.allclose(row, expected, rtol=0, atol=TOLERANCE), f"{row} is not {expected}"
+
+
+def recipe(
+    image: bytes, resize: int = 256, crop: int = 224, mode: str = "BILINEAR", **statistics: Any
+) -> torch.Tensor:
+    """The evaluation recipe that everybody writes with torchvision: [1, 3, crop, crop]."""
+    from io import BytesIO
+
+    from torchvision import transforms
+
+    mean = statistics.get("mean", [0.485, 0.456, 0.406])
+    std = statistics.get("std", [0.229, 0.224, 0.225])
+    how = transforms.InterpolationMode[mode]
+    steps = [transforms.Resize(resize, interpolation=how), transforms.CenterCrop(crop)]
+    steps += [transforms.ToTensor(), transforms.Normalize(mean, std)]
+    with Image.open(BytesIO(image)) as opened:
+        tensor: torch.Tensor = transforms.Compose(steps)(opened.convert("RGB"))
+    return tensor[None]
+
+
+def softmax(module: nn.Module, crops: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        row: torch.Tensor = module(crops)[0].softmax(dim=0)
+    return row
+
+
+BODIES = {
+    **{name: name for name in ("resnet18", "resnet34", "resnet50", "resnet101")},
+    "resnext50": "resnext50_32x4d",
+    "resnext101": "resnext101_32x4d",
+    "resnext101_64": "resnext101_64x4d",
+    **{f"vgg{depth}": f"vgg{depth}_bn" for depth in (16, 19)},
+    **{f"dn{depth}": f"densenet{depth}" for depth in (121, 161, 169, 201)},
+}
+
+
+class TestFastai07:
+    """Item 1: `learn.save()` of a ConvLearner."""
+
+    @pytest.mark.parametrize("name", BODIES)
+    def test_the_learners_own_numbers(self, pack: Pack, tmp_path: Path, name: str) -> None:
+        size, image = 64, blocky(192, 128)
+        crops = area_crop(image, size)
+        learner = checkpoints.learner_0_7(name)
+        spread(learner, crops, learner[-2])
+        file = save_legacy(old_state(learner), tmp_path / "dogscats.h5")
+        described = pack.made(file, "--labels", "cat,dog", "--crop", str(size))
+        assert described["architecture"] == BODIES[name]
+        assert (described["head"], described["match"]) == ("fastai", "order")
+        assert described["activation"] == "log_softmax"
+        with torch.no_grad():
+            same(pack.answer(image), learner(crops)[0].exp())
+
+    def test_the_row_that_swiprctl_prints(
+        self, pack: Pack, tmp_path: Path, start_daemon: StartDaemon
+    ) -> None:
+        image = blocky(672, 448)
+        crops = area_crop(image, 224)
+        learner = checkpoints.learner_0_7("resnet34", seed=7)
+        spread(learner, crops, learner[-2])
+        names = list(old_state(learner))
+        assert names[:2] == ["0.weight", "1.weight"]
+        assert names[-2:] == ["16.weight", "16.bias"]
+        file = save_legacy(old_state(learner), tmp_path / "dogscats.h5")
+        described = pack.made(file, "--labels", "cat,dog")
+        assert described["preprocess"] == {
+            "resize": 224,
+            "crop": 224,
+            "crops": "center",
+            "interpolation": "box",
+            "exif": "ignore",
+            "mean": [0.485, 0.456, 0.406],
+            "std": [0.229, 0.224, 0.225],
+        }
+        (tmp_path / "photo.png").write_bytes(image)
+        daemon = start_daemon(model=pack.folder).wait_ready()
+        printed = subprocess.run(
+            [
+                *(sys.executable, "-m", "swiprctl", "--socket", str(daemon.path), "predict"),
+                *("--header", str(tmp_path / "photo.png")),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        ).stdout
+        header, row = csv.reader(printed.splitlines())
+        assert header == ["cat", "dog"]
+        with torch.no_grad():
+            expected = learner(crops)[0].exp()
+        same(torch.tensor([float(one) for one in row]), expected)
+        assert 0.05 < expected[0] < 0.95  # else any weights would have done
+
+    def test_several_labels_a_picture(self, pack: Pack, tmp_path: Path) -> None:
+        image = blocky(192, 128)
+        learner = checkpoints.learner_0_7("resnet18", 3, multi=True)
+        spread(learner, area_crop(image, 64), learner[-2])
+        file = save_legacy(old_state(learner), tmp_path / "planet.h5")
+        described = pack.made(file, "--labels", "clear,haze,water", "--multi-label", "--crop", "64")
+        assert described["activation"] == "sigmoid"
+        with torch.no_grad():
+            same(pack.answer(image), learner(area_crop(image, 64))[0])
+
+    def test_a_tensor_that_is_not_as_it_should_be_is_named(
+        self, pack: Pack, tmp_path: Path
+    ) -> None:
+        state = old_state(checkpoints.learner_0_7("resnet18"))
+        state["6.0.conv2.weight"] = torch.zeros(256, 128, 3, 3)
+        file = save_legacy(state, tmp_path / "bad.h5")
+        said = pack.refused(65, file, "--architecture", "resnet18", "--labels", "cat,dog")
+        assert "6.0.conv2.weight: expected float32 of shape [256, 256, 3, 3]" in said
+        assert "found float32 of shape [256, 128, 3, 3]" in said
+        assert "no classifier of torchvision has exactly these" in pack.refused(64, file)
+
+    def test_another_architecture_than_it_is(self, pack: Pack, tmp_path: Path) -> None:
+        file = save_legacy(old_state(checkpoints.learner_0_7("resnet18")), tmp_path / "x.h5")
+        said = pack.refused(65, file, "--architecture", "resnet34", "--labels", "cat,dog")
+        assert "not the weights of resnet34: 4.2.conv1.weight" not in said.partition("4.2.")[0]
+        assert said.endswith("these are the tensors of resnet18")
+
+    def test_saved_while_precompute_was_on(self, pack: Pack, tmp_path: Path) -> None:
+        head = nn.Sequential(*checkpoints.fastai_head(512, 2)[2:])
+        file = save_legacy(old_state(head), tmp_path / "x.h5")
+        said = pack.refused(65, file, "--architecture", "resnet18")
+        assert "precompute" in said
+
+
+class TestFastai1And2:
+    """Item 2."""
+
+    @pytest.mark.parametrize("wrapped", [True, False], ids=["with-optimizer", "bare"])
+    @pytest.mark.parametrize("bias", [True, False], ids=["fastai1", "fastai2"])
+    def test_the_learners_own_numbers(
+        self, pack: Pack, tmp_path: Path, bias: bool, wrapped: bool
+    ) -> None:
+        name = "densenet121" if wrapped else "resnet18"
+        learner = checkpoints.learner_2(name, bias=bias)
+        crops = recipe(JPEG, 224)
+        spread(learner, crops, learner[-1][-1])
+        state = learner.state_dict()
+        assert ("1.8.bias" in state) == bias
+        optimizer = {"state": [{"mom": torch.zeros(3)}], "hypers": [{"lr": 0.1}]}
+        content = {"model": state, "opt": optimizer} if wrapped else state
+        torch.save(content, tmp_path / "stage-1.pth")
+        described = pack.made(tmp_path / "stage-1.pth", "--labels", "ant,bee,cow")
+        assert (described["architecture"], described["head"]) == (name, "fastai")
+        assert described.get("match", "name") == "name"
+        assert described["activation"] == "softmax"
+        same(pack.answer(JPEG), softmax(learner, crops))
+
+
+class TestTorchvision:
+    """Item 3."""
+
+    @pytest.mark.parametrize(
+        "wrap",
+        [
+            lambda state: state,
+            lambda state: {"state_dict": prefixed(state, "module."), "epoch": 9},
+            lambda state: {"model": prefixed(state, "_orig_mod."), "optimizer": {"state": {}}},
+            lambda state: {"model": {"state_dict": prefixed(state, "model.")}},
+            lambda state: {
+                "state_dict": prefixed(state, "model._orig_mod.module.")
+                | {"criterion.weight": torch.ones(3)}
+            },
+            lambda state: {"net": {**prefixed(state, "module."), "n_averaged": torch.tensor(5)}},
+        ],
+        ids=["bare", "module", "compiled", "nested", "lightning", "averaged"],
+    )
+    def test_however_it_is_wrapped(self, pack: Pack, tmp_path: Path, wrap: Any) -> None:
+        module = classifier("resnet18", 3)
+        crops = recipe(JPEG)
+        spread(module, crops, module.fc)
+        torch.save(wrap(module.state_dict()), tmp_path / "best.pth.tar")
+        described = pack.made(tmp_path / "best.pth.tar", "--labels", "a,b,c")
+        assert described["architecture"] == "resnet18"
+        same(pack.answer(JPEG), softmax(module, crops))
+        assert ("left out" in pack.out) == ("criterion" in str(wrap({})))
+
+    def test_the_average_is_preferred_and_said(self, pack: Pack, tmp_path: Path) -> None:
+        last, average = classifier("shufflenet_v2_x0_5", 3, seed=1), None
+        average = classifier("shufflenet_v2_x0_5", 3, seed=2)
+        crops = recipe(JPEG)
+        for module in (last, average):
+            spread(module, crops, module.fc)
+        file = tmp_path / "c.pth"
+        torch.save({"model": last.state_dict(), "model_ema": average.state_dict()}, file)
+        pack.made(file, "--labels", "a,b,c")
+        assert "EMA" in pack.out
+        same(pack.answer(JPEG), softmax(average, crops))
+        pack.made(file, "--labels", "a,b,c", "--key", "model", "--force")
+        same(pack.answer(JPEG), softmax(last, crops))
+        assert "model, model_ema" in pack_again(pack, file, "--key", "net")
+
+    def test_half_precision(self, pack: Pack, tmp_path: Path) -> None:
+        module = classifier("resnet18", 3).half().float()
+        crops = recipe(JPEG)
+        spread(module, crops, module.fc)
+        module = module.half()
+        torch.save(module.state_dict(), tmp_path / "half.pth")
+        pack.made(tmp_path / "half.pth", "--labels", "a,b,c")
+        assert "float16 become float32" in pack.out
+        stored = torch.load(pack.folder / "weights.pth", weights_only=True, mmap=True)
+        assert {one.dtype for one in stored.values()} == {torch.float32, torch.int64}
+        same(pack.answer(JPEG), softmax(module.float(), crops))
+
+    def test_a_last_layer_in_a_sequential(self, pack: Pack, tmp_path: Path) -> None:
+        module = classifier("resnet18", 3)
+        module.fc = nn.Sequential(nn.Dropout(0.2), module.fc)
+        crops = recipe(JPEG)
+        spread(module.eval(), crops, module.fc[1])
+        torch.save(module.state_dict(), tmp_path / "c.pth")
+        pack.made(tmp_path / "c.pth", "--labels", "a,b,c")
+        assert "the last layer is fc.1" in pack.out
+        same(pack.answer(JPEG), softmax(module, crops))
+
+    def test_a_last_layer_of_several_parts(self, pack: Pack, tmp_path: Path) -> None:
+        module = classifier("resnet18", 3)
+        module.fc = nn.Sequential(nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 3))
+        torch.save(module.state_dict(), tmp_path / "c.pth")
+        said = pack.refused(65, tmp_path / "c.pth", "--architecture", "resnet18")
+        assert "fc.0, fc.2" in said
+        assert "torch.jit.trace" in said
+
+    @pytest.mark.parametrize("name", ["inception_v3", "googlenet"])
+    def test_what_torchvision_transforms_inside(
+        self, pack: Pack, tmp_path: Path, name: str
+    ) -> None:
+        # Published weights run with transform_input, and have their auxiliary heads.
+        module = classifier(name, 5, aux_logits=True, transform_input=True)
+        resize, crop = {"inception_v3": (342, 299), "googlenet": (256, 224)}[name]
+        crops = recipe(JPEG, resize, crop)
+        spread(module, crops, module.fc)
+        torch.save(module.state_dict(), tmp_path / "c.pth")
+        described = pack.made(tmp_path / "c.pth", "--labels", "a,b,c,d,e")
+        assert described["preprocess"]["mean"] == described["preprocess"]["std"] == [0.5] * 3
+        assert "transform_input" in pack.out
+        same(pack.answer(JPEG), softmax(module, crops))
+
+    def test_a_vision_transformer_for_other_pictures(self, pack: Pack, tmp_path: Path) -> None:
+        options = {"patch_size": 32, "num_layers": 12, "num_heads": 12, "hidden_dim": 768}
+        module = sown_transformer(image_size=96, mlp_dim=3072, num_classes=2, **options)
+        crops = recipe(JPEG, 96, 96)
+        spread(module, crops, module.heads)
+        torch.save(module.state_dict(), tmp_path / "c.pth")
+        described = pack.made(tmp_path / "c.pth", "--labels", "a,b")
+        assert described["architecture"] == "vit_b_32"
+        assert described["preprocess"]["crop"] == 96
+        same(pack.answer(JPEG), softmax(module, crops))
+        said = pack_again(pack, tmp_path / "c.pth", "--labels", "a,b", "--crop", "224")
+        assert "96" in said
+
+    def test_labels_beside_the_weights(self, pack: Pack, tmp_path: Path) -> None:
+        module = classifier("shufflenet_v2_x0_5", 3)
+        content = {"state_dict": module.state_dict(), "class_to_idx": {"b": 1, "c": 2, "a": 0}}
+        torch.save(content, tmp_path / "c.pth")
+        pack.made(tmp_path / "c.pth")
+        assert (pack.folder / "labels.txt").read_text() == "a\nb\nc\n"
+        assert '"class_to_idx" in the checkpoint' in pack.out
+
+
+SMALL = (
+    *("densenet121", "efficientnet_b0", "mobilenet_v2", "mobilenet_v3_small"),
+    *("regnet_x_400mf", "regnet_y_400mf", "shufflenet_v2_x1_0", "squeezenet1_1", "swin_t"),
+)
+EVERY = os.environ.get("SWIPR_EVERY_ARCHITECTURE")  # ten minutes, and 16 GB of memory
+
+
+@pytest.mark.parametrize(
+    "name",
+    torchvision.models.list_models(module=torchvision.models) if EVERY else SMALL,
+)
+def test_every_classifier_packs_loads_and_answers(pack: Pack, tmp_path: Path, name: str) -> None:
+    """Item 3: with the architecture left out, and its own recipe."""
+    weights = next(iter(torchvision.models.get_model_weights(name))).transforms()
+    module = classifier(name, 3, seed=5)
+    (resize,), (crop,) = weights.resize_size, weights.crop_size
+    mode = weights.interpolation.name
+    half = {"mean": [0.5] * 3, "std": [0.5] * 3} if name in ("inception_v3", "googlenet") else {}
+    crops = recipe(JPEG, resize, crop, mode, **({"mean": weights.mean, "std": weights.std} | half))
+    last = [one for one in module.modules() if isinstance(one, nn.Linear | nn.Conv2d)][-1]
+    if name.startswith(("inception", "googlenet")):
+        last = module.fc
+    spread(module, crops, last)
+    torch.save(module.state_dict(), tmp_path / "c.pth")
+    described = pack.made(tmp_path / "c.pth", "--labels", "a,b,c")
+    assert described["architecture"] == name
+    same(pack.answer(JPEG), softmax(module, crops))
+
+
+def test_every_classifier_is_told_by_its_tensors() -> None:
+    """Item 3, for all of them: by names and shapes alone, whose weights need no memory."""
+    from swiprd.architectures import build, classifiers
+    from swiprd.pack.fitting import guess
+
+    for name in classifiers():
+        state = build(name, classes=7, state={}).state_dict()
+        (fit,) = guess(dict(state))
+        assert (fit.architecture, fit.classes) == (name, 7)
+
+
+class CheXNet(nn.Module):
+    """As its weights were saved from: DenseNet-121 in a module of that name, Linear and Sigmoid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.densenet121 = classifier("densenet121", 14)
+        self.densenet121.classifier = nn.Sequential(nn.Linear(1024, 14), nn.Sigmoid())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        answer: torch.Tensor = self.densenet121(x)
+        return answer
+
+
+class TestCheXNet:
+    """Item 4."""
+
+    @pytest.mark.parametrize("crops", ["ten", "center"])
+    def test_its_own_numbers(self, pack: Pack, tmp_path: Path, crops: str) -> None:
+        from torchvision import transforms
+
+        module = checkpoints.sow(CheXNet(), 3)
+        cut = transforms.TenCrop(224) if crops == "ten" else transforms.CenterCrop(224)
+        normal = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        scan = picture(300, 280).convert("RGB")
+        cropped = cut(transforms.Resize(256)(scan))
+        every = cropped if isinstance(cropped, tuple) else [cropped]
+        batch = torch.stack([normal(transforms.ToTensor()(one)) for one in every])
+        spread(module, batch, module.densenet121.classifier[0])
+        state = {f"module.{name}": one for name, one in old_state(module).items()}
+        assert "module.densenet121.classifier.0.weight" in state
+        assert "module.densenet121.features.denseblock1.denselayer1.norm.1.weight" in state
+        content = {"arch": "DENSE-NET-121", "state_dict": state, "best_loss": 0.1, "epoch": 9}
+        file = save_legacy(content, tmp_path / "model.pth.tar")
+        options = [] if crops == "ten" else ["--crops", "center"]
+        described = pack.made(file, *options)
+        assert described["preprocess"]["crops"] == crops
+        assert (pack.folder / "labels.txt").read_text().splitlines()[6] == "Pneumonia"
+        with torch.no_grad():
+            same(pack.answer(encoded(picture(300, 280), "PNG")), module(batch).mean(dim=0))
+
+
+class TestImageNet:
+    """Item 5, as far as packing goes."""
+
+    def test_the_labels_are_known(self, pack: Pack, tmp_path: Path) -> None:
+        module = classifier("resnet50", 1000)
+        crops = recipe(JPEG)
+        spread(module, crops, module.fc, most=8)
+        torch.save(module.state_dict(), tmp_path / "resnet50.pth")
+        described = pack.made(tmp_path / "resnet50.pth")
+        assert described["labels"] == "imagenet"
+        assert described["architecture"] == "resnet50"
+        same(pack.answer(JPEG), softmax(module, crops))
+
+    def test_published_weights_are_known_by_their_hash(self) -> None:
+        from swiprd.pack.fitting import Fit
+        from swiprd.pack.recipes import for_torchvision
+
+        fit = Fit(architecture="resnet50", head="default", match="name", classes=1000, tensors={})
+        # The file of IMAGENET1K_V2 is resnet50-11ad3fa6.pth, after the beginning of its SHA-256.
+        assert for_torchvision(fit, "11ad3fa6" + 56 * "0").preprocess.resize == 232
+        assert for_torchvision(fit, "0676ba61" + 56 * "0").preprocess.resize == 256
+        assert for_torchvision(fit, 64 * "0").preprocess.resize == 256
+
+
+class TestPrograms:
+    """Item 6, as far as packing goes."""
+
+    @pytest.fixture
+    def module(self) -> nn.Module:
+        module = classifier("shufflenet_v2_x0_5", 3, seed=8)
+        spread(module, recipe(JPEG), module.fc)
+        return module
+
+    @pytest.fixture(params=["torchscript", "export"])
+    def program(
+        self, request: pytest.FixtureRequest, module: nn.Module, tmp_path: Path
+    ) -> tuple[Path, str]:
+        if request.param == "torchscript":
+            torch.jit.trace(module, recipe(JPEG)).save(tmp_path / "model.pt")
+            return tmp_path / "model.pt", "torchscript"
+        torch.export.save(torch.export.export(module, (recipe(JPEG),)), tmp_path / "model.pt2")
+        return tmp_path / "model.pt2", "export"
+
+    def test_it_is_run_only_if_trusted(
+        self, pack: Pack, module: nn.Module, program: tuple[Path, str]
+    ) -> None:
+        file, kind = program
+        said = pack.refused(64, file, "--labels", "a,b,c")
+        assert "carries code" in said
+        assert said.endswith(f"--architecture {kind}")
+        described = pack.made(file, "--labels", "a,b,c", "--architecture", kind)
+        assert described["architecture"] == kind
+        assert described["activation"] == "softmax"
+        assert "IT CARRIES CODE" in pack.out
+        assert stat.S_IMODE(pack.folder.stat().st_mode) == 0o755
+        same(pack.answer(JPEG), softmax(module, recipe(JPEG)))
+
+    def test_what_comes_out_is_looked_at(
+        self, pack: Pack, module: nn.Module, tmp_path: Path
+    ) -> None:
+        with_softmax = nn.Sequential(module, nn.Softmax(dim=1))
+        torch.jit.trace(with_softmax, recipe(JPEG)).save(tmp_path / "model.pt")
+        said = pack.refused(64, tmp_path / "model.pt", "--architecture", "torchscript")
+        assert "the 3 outputs" in said
+        described = pack.made(
+            tmp_path / "model.pt", "--architecture", "torchscript", "--labels", "a,b,c"
+        )
+        assert described["activation"] == "none"
+        same(pack.answer(JPEG), softmax(module, recipe(JPEG)))
+
+    def test_one_that_takes_other_pictures(self, pack: Pack, tmp_path: Path) -> None:
+        module = classifier("shufflenet_v2_x0_5", 3)
+        exported = torch.export.export(module, (torch.zeros(1, 3, 96, 96),))
+        torch.export.save(exported, tmp_path / "model.pt2")
+        options = ("--architecture", "export", "--labels", "a,b,c")
+        said = pack.refused(65, tmp_path / "model.pt2", *options)
+        assert said.startswith("--crop: expected 96")
+        pack.made(tmp_path / "model.pt2", *options, "--crop", "96")
+
+
+class TestTimm:
+    """Item 9."""
+
+    @pytest.mark.parametrize("name", ["convnext_atto", "resnet10t", "deit_tiny_patch16_224"])
+    def test_its_own_numbers(self, pack: Pack, tmp_path: Path, name: str) -> None:
+        timm = pytest.importorskip("timm")
+        from timm.data import create_transform, resolve_model_data_config
+
+        module = checkpoints.sow(timm.create_model(name, num_classes=3), 6)
+        transform = create_transform(**resolve_model_data_config(module), is_training=False)
+        crops = transform(picture(320, 240).convert("RGB"))[None]
+        spread(module, crops, module.get_classifier())
+        torch.save({"arch": name, "state_dict": module.state_dict()}, tmp_path / "c.pth.tar")
+        said = pack.refused(64, tmp_path / "c.pth.tar", "--labels", "a,b,c")
+        assert f"--architecture timm:{name}" in said
+        options = ("--labels", "a,b,c", "--architecture", f"timm:{name}")
+        described = pack.made(tmp_path / "c.pth.tar", *options)
+        assert described["architecture"] == f"timm:{name}"
+        same(pack.answer(encoded(picture(320, 240), "PNG")), softmax(module, crops))
+
+
+def test_safetensors(pack: Pack, tmp_path: Path) -> None:
+    """Item 8."""
+    library = pytest.importorskip("safetensors.torch")
+    module = classifier("resnet18", 3)
+    crops = recipe(JPEG)
+    spread(module, crops, module.fc)
+    library.save_file(module.state_dict(), tmp_path / "model.safetensors")
+    pack.made(tmp_path / "model.safetensors", "--labels", "a,b,c")
+    same(pack.answer(JPEG), softmax(module, crops))
+
+
+class TestFolder:
+    @pytest.fixture
+    def checkpoint(self, tmp_path: Path) -> Path:
+        torch.save(classifier("shufflenet_v2_x0_5", 2).state_dict(), tmp_path / "c.pth")
+        return tmp_path / "c.pth"
+
+    def test_it_is_described_and_closed_to_others(self, pack: Pack, checkpoint: Path) -> None:
+        old = os.umask(0o077)
+        try:
+            described = pack.made(checkpoint, "--labels", "a,b")
+        finally:
+            os.umask(old)
+        assert described["name"] == "packed"
+        modes = {one.name: stat.S_IMODE(one.stat().st_mode) for one in pack.folder.iterdir()}
+        assert modes == dict.fromkeys(("labels.txt", "model.toml", "weights.pth"), 0o644)
+        assert stat.S_IMODE(pack.folder.stat().st_mode) == 0o755
+        digest = hashlib.sha256((pack.folder / "weights.pth").read_bytes()).hexdigest()
+        assert described["sha256"] == digest
+        for command in ("swiprd check ", "swiprd serve ", "swiprctl "):
+            assert command in pack.out
+
+    def test_what_is_there_is_kept(self, pack: Pack, checkpoint: Path) -> None:
+        pack.made(checkpoint, "--labels", "a,b")
+        assert pack.run(checkpoint, "-o", str(pack.folder), "--labels", "c,d") == 73
+        assert "--force" in pack.err
+        assert (pack.folder / "labels.txt").read_text() == "a\nb\n"
+        pack.made(checkpoint, "--labels", "c,d", "--force")
+        assert (pack.folder / "labels.txt").read_text() == "c\nd\n"
+
+    def test_what_is_no_model_is_never_replaced(
+        self, pack: Pack, checkpoint: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "home").mkdir()
+        (tmp_path / "home" / "thesis.tex").write_text("precious")
+        options = ("-o", str(tmp_path / "home"), "--labels", "a,b", "--force")
+        assert pack.run(checkpoint, *options) == 73
+        assert (tmp_path / "home" / "thesis.tex").read_text() == "precious"
+
+    def test_a_place_that_is_not_there(self, pack: Pack, checkpoint: Path, tmp_path: Path) -> None:
+        assert pack.run(checkpoint, "-o", str(tmp_path / "no" / "m"), "--labels", "a,b") == 73
+        assert "make it first" in pack.err
+
+    def test_what_only_a_person_knows_is_asked_for_at_once(
+        self, pack: Pack, checkpoint: Path
+    ) -> None:
+        assert pack.run(checkpoint) == 64
+        labels, output = pack.err.splitlines()
+        assert "the 2 outputs" in labels
+        assert "--labels A,B" in labels
+        assert "-o FOLDER" in output
+        assert "shufflenet_v2_x0_5" in pack.out
+
+    @pytest.mark.parametrize(
+        ("status", "options", "words"),
+        [
+            (64, ["--labels", "a,b,c"], "3 labels (--labels), where the weights have 2 outputs"),
+            (64, ["--labels", "a,,b"], "--labels: label 2: a label is missing"),
+            (64, ["--labels", "a,a"], '--labels: label 2: "a" a second time'),
+            (64, ["--labels", "a,b", "--labels-file", "x"], "give one of them"),
+            (66, ["--labels-file", "/nosuch"], "/nosuch: No such file"),
+            (64, ["--labels", "a,b", "--name", "../x"], "--name"),
+            (64, ["--labels", "a,b", "--key", "model"], 'no weights under "model"'),
+            (64, ["--labels", "a,b", "--architecture", "resnet19"], "expected resnet"),
+            (65, ["--labels", "a,b", "--architecture", "resnet18"], "of shufflenet_v2_x0_5"),
+            (64, ["--labels", "a,b", "--architecture", "torchscript"], "not a program"),
+            (
+                64,
+                ["--labels", "a,b", "--multi-label", "--activation", "softmax"],
+                "give one of them",
+            ),
+            (70, ["--labels", "a,b", "--crop", "1", "--mean", "1e38", "--std", "1e-38"], "number"),
+        ],
+    )
+    def test_what_is_told_wrong(
+        self, pack: Pack, checkpoint: Path, status: int, options: list[str], words: str
+    ) -> None:
+        assert words in pack.refused(status, checkpoint, *options)
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            (b"a\n\nb\n", "line 2: a label is missing: blank"),
+            (b"a\na\n", 'line 2: "a" a second time'),
+            (b"a\nb\x1b[2J\n", "line 2:"),
+            (b"a\n\xff\n", "byte 2 is not UTF-8"),
+            (b"a\n" * 600_000, "more than"),
+        ],
+    )
+    def test_a_file_of_labels_with_a_fault(
+        self, pack: Pack, checkpoint: Path, tmp_path: Path, text: bytes, words: str
+    ) -> None:
+        file = tmp_path / "labels.txt"
+        file.write_bytes(text)
+        said = pack.refused(65, checkpoint, "--labels-file", str(file))
+        assert said.startswith(str(file))
+        assert words in said
+
+    def test_what_the_command_line_says_of_the_preprocessing_wins(
+        self, pack: Pack, checkpoint: Path
+    ) -> None:
+        options = "--resize 96 --crop 64 --crops five --interpolation bicubic --exif apply"
+        statistics = ("--mean", "0.5", "--std", "0.1,0.2,0.3", "--activation", "sigmoid")
+        described = pack.made(checkpoint, "--labels", "a,b", *options.split(), *statistics)
+        assert described["preprocess"] == {
+            "resize": 96,
+            "crop": 64,
+            "crops": "five",
+            "interpolation": "bicubic",
+            "exif": "apply",
+            "mean": [0.5] * 3,
+            "std": [0.1, 0.2, 0.3],
+        }
+        assert described["activation"] == "sigmoid"
+        described = pack.made(checkpoint, "--labels", "a,b", "--crop", "112", "--force")
+        assert described["preprocess"]["resize"] == 128  # in proportion
+
+    def test_nothing_is_left_where_the_disk_is_full(self, checkpoint: Path, tmp_path: Path) -> None:
+        limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096));"
+        run = "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        run += "from swiprd.__main__ import main; sys.exit(main(sys.argv[1:]))"
+        options = ["--labels", "a,b", "-o", str(tmp_path / "m")]
+        ended = subprocess.run(
+            [sys.executable, "-c", limit + run, "pack", str(checkpoint), *options],
+            capture_output=True,
+            text=True,
+            timeout=50,
+        )
+        assert ended.returncode == 74, ended.stderr
+        assert "Traceback" not in ended.stderr
+        assert sorted(one.name for one in tmp_path.iterdir()) == ["c.pth"]
+
+
+def prefixed(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def sown_transformer(**options: Any) -> nn.Module:
+    module = torchvision.models.VisionTransformer(**options)
+    return checkpoints.sow(module, 4)
+
+
+def pack_again(pack: Pack, checkpoint: Path, *options: str) -> str:
+    """Pack in vain where there is a folder already; return the complaint."""
+    before = np.sort([one.name for one in pack.folder.iterdir()]).tolist()
+    assert pack.run(checkpoint, "-o", str(pack.folder), "--force", *options) == 64, pack.err
+    assert sorted(one.name for one in pack.folder.iterdir()) == before
+    return pack.err
