@@ -24,6 +24,7 @@ _OPTIONS: dict[str, tuple[str, object, frozenset[str]]] = {
     "--verbose": ("verbose", True, _ANY),
     "-v": ("verbose", True, _ANY),
     "--json": ("json", True, frozenset({"predict", "status", "model"})),
+    "--prometheus": ("prometheus", True, frozenset({"status"})),
     "--files-from": ("files_from", None, _PREDICT),
     "--files0-from": ("files0_from", None, _PREDICT),
     "--with-filename": ("with_path", True, _PREDICT),
@@ -49,6 +50,7 @@ class Arguments:
         self.autostart = True
         self.verbose = False
         self.json = False
+        self.prometheus = False
         self.files_from: str | None = None
         self.files0_from: str | None = None
         self.with_path: bool | None = None
@@ -129,6 +131,8 @@ def _check(arguments: Arguments, used: list[str]) -> None:
     for name in used:
         if command not in _OPTIONS[name][2]:
             raise UsageError(f"{name} does not go with {command}")
+    if arguments.json and arguments.prometheus:
+        raise UsageError("--json and --prometheus: give one of them")
     if command != "predict":
         if arguments.paths:
             raise UsageError(f"{command} takes no operand: {arguments.paths[0]!r}")

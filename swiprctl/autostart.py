@@ -31,37 +31,50 @@ _BACKLOG = 128
 _LOCK_PATIENCE = 5.0
 _LOG_LIMIT = 1 << 20
 _LISTEN_FD = 3
+_STATUS = 4  # bytes of a status of waitpid(2)
 
 _NOT_FOR_THE_CHILD = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "SWIPR_SOCKET")
 """What would make the daemon speak to the service manager of whoever started it."""
 
 
 class Child:
-    """A daemon that was started here; gone() reaps it, and nothing ends it."""
+    """A daemon that was started here, and nothing ends it.
 
-    def __init__(self, pid: int, log: str, log_offset: int) -> None:
-        self.pid = pid
+    Its parent is not this process but one between the two: it says how the daemon ended, as long
+    as somebody wants to know, and leaves the daemon to init then. So no zombie is left here of a
+    daemon that leaves when the client has forgotten it.
+    """
+
+    def __init__(self, between: int, told: int, log: str, log_offset: int) -> None:
+        self._between = between
+        self._told = told
         self._log = log
         self._log_offset = log_offset
         self._status: int | None = None
-        self._gone = False
 
     def gone(self) -> bool:
-        """Whether it has ended."""
-        if not self._gone:
-            try:
-                pid, status = os.waitpid(self.pid, os.WNOHANG)
-            except ChildProcessError:  # somebody else has reaped it
-                self._gone = True
-            else:
-                if pid:
-                    self._gone = True
-                    self._status = os.waitstatus_to_exitcode(status)
-        return self._gone
+        """Whether it has ended, or cannot be heard of any more."""
+        if self._told >= 0 and select.select([self._told], [], [], 0)[0]:
+            if status := os.read(self._told, _STATUS):
+                self._status = os.waitstatus_to_exitcode(int.from_bytes(status, sys.byteorder))
+            self.forget()
+        return self._told < 0
+
+    def forget(self) -> None:
+        """Want to know no more how it ends."""
+        if self._told < 0:
+            return
+        os.close(self._told)
+        self._told = -1
+        try:
+            os.waitpid(self._between, 0)  # it leaves at once
+        except ChildProcessError:
+            pass  # somebody else has reaped it
 
     def last_words(self) -> NoDaemon:
         """Make the error for a daemon that ended before it answered anybody."""
         self._wait(1.0)
+        self.forget()
         how = "ended"
         if self._status is not None:
             how = f"exited with {self._status}"
@@ -73,18 +86,8 @@ class Child:
 
     def _wait(self, seconds: float) -> None:
         """Let it finish dying: its socket goes a little before it does."""
-        if self.gone():
-            return
-        try:
-            descriptor = os.pidfd_open(self.pid)
-        except OSError:
-            return
-        try:
-            poll = select.poll()
-            poll.register(descriptor, select.POLLIN)
-            poll.poll(1000 * seconds)
-        finally:
-            os.close(descriptor)
+        if self._told >= 0:
+            select.select([self._told], [], [], seconds)
         self.gone()
 
     def _last_line(self) -> str:
@@ -169,7 +172,7 @@ def _bind_and_spawn(path: str, log_path: str) -> Child:
     except FileNotFoundError:
         pass
     listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
-    log = null = -1
+    log = null = told = tell = -1
     try:
         listener.bind(path)
         os.chmod(path, 0o600)  # not the umask, which is all threads': the folder is closed anyway
@@ -182,6 +185,7 @@ def _bind_and_spawn(path: str, log_path: str) -> Child:
             os.ftruncate(log, 0)
         offset = os.fstat(log).st_size
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        told, tell = os.pipe2(os.O_CLOEXEC)
         listener.listen(_BACKLOG)
         try:
             pid = os.fork()
@@ -189,13 +193,44 @@ def _bind_and_spawn(path: str, log_path: str) -> Child:
             os.unlink(path)
             raise
         if pid == 0:
-            _become_daemon(listener.fileno(), null, log)
+            _stand_between(listener.fileno(), null, log, tell)
+        child = Child(pid, told, log_path, offset)
+        told = -1
+        return child
     finally:
         listener.close()
-        for descriptor in (log, null):
+        for descriptor in (log, null, told, tell):
             if descriptor >= 0:
                 os.close(descriptor)
-    return Child(pid, log_path, offset)
+
+
+def _stand_between(listener: int, null: int, log: int, tell: int) -> NoReturn:
+    """Be the child: start the daemon, say how it ended; leave when nobody listens any more."""
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _become_daemon(listener, null, log)
+        os.setsid()  # what is typed at the client's terminal is not for this one
+        os.dup2(null, 0)  # nobody's pipe or terminal is to be held open
+        os.dup2(null, 1)
+        os.dup2(log, 2)
+        tell = os.dup2(tell, _LISTEN_FD)
+        os.closerange(_LISTEN_FD + 1, os.sysconf("SC_OPEN_MAX"))
+        ended = os.pidfd_open(pid)
+        poll = select.poll()
+        poll.register(ended, select.POLLIN)
+        poll.register(tell, 0)  # POLLERR: the other end is closed
+        poll.poll()
+        _, status = os.waitpid(pid, os.WNOHANG)
+        if select.select([ended], [], [], 0)[0]:
+            try:
+                os.write(tell, status.to_bytes(_STATUS, sys.byteorder))
+            except BrokenPipeError:
+                pass  # just now nobody wants to know any more
+    except BaseException as error:
+        os.write(2, f"swiprctl: cannot start the daemon: {error}\n".encode(errors="replace"))
+    finally:
+        os._exit(0)
 
 
 def _become_daemon(listener: int, null: int, log: int) -> NoReturn:

@@ -85,6 +85,7 @@ def _run(arguments: Arguments) -> int:
         autostart=arguments.autostart,
         notify=_say if sys.stderr is not None and sys.stderr.isatty() else None,
         model=arguments.model,
+        trace=_say if arguments.verbose else None,
     ) as client:
         if arguments.verbose:
             _say(f"socket {client.socket_path}")
@@ -189,7 +190,11 @@ def _thresholds(value: object, labels: int) -> list[float] | None:
 
 def _inquire(client: Client, arguments: Arguments) -> int:
     fields = getattr(client, arguments.command)()
-    if arguments.json:
+    if arguments.prometheus:
+        from swiprctl.prometheus import samples
+
+        text = "\n".join(samples(fields, client.socket_path))
+    elif arguments.json:
         import json
 
         text = json.dumps(fields, indent=2, default=repr)

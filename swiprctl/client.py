@@ -103,6 +103,7 @@ class Client:
         autostart: whether to start a daemon where none listens on the user's own socket.
         notify: called once, with a line for the user, if the first answer takes long.
         model: the name of a system's model, in place of `socket_path`.
+        trace: called with a line each time that a request has to be sent again, and why.
 
     Raises:
         UsageError: the socket, model or timeout cannot be meant.
@@ -117,11 +118,14 @@ class Client:
         autostart: bool = True,
         notify: Callable[[str], None] | None = None,
         model: str | None = None,
+        trace: Callable[[str], None] | None = None,
     ) -> None:
         if timeout is not None and not 0 < timeout <= MAX_TIMEOUT:
             raise UsageError(f"timeout: above 0, at most {MAX_TIMEOUT:.0f} seconds")
         self._timeout = timeout
-        self._exchange = Exchange(choose(socket_path, model), autostart=autostart, notify=notify)
+        self._exchange = Exchange(
+            choose(socket_path, model), autostart=autostart, notify=notify, trace=trace
+        )
 
     def __enter__(self) -> Self:
         return self

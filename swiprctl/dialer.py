@@ -37,7 +37,6 @@ class Dialer:
         self._autostart = autostart and address.kind == "private"
         self._away_since: float | None = None
         self._child: Child | None = None  # started here, and no answer has proven it yet
-        self._proven: list[Child] = []
 
     @property
     def starting(self) -> bool:
@@ -75,15 +74,14 @@ class Dialer:
         """Take note that a daemon has answered."""
         self.answered = True
         if self._child is not None:
-            self._proven.append(self._child)
+            self._child.forget()  # it works: how it ends is its own business
             self._child = None
 
-    def reap(self) -> None:
-        """Leave no zombie of a daemon that was started here and has left since.
-
-        It is a child of this process, and not of init, so that it can be said how it ended.
-        """
-        self._proven = [child for child in self._proven if not child.gone()]
+    def close(self) -> None:
+        """Leave nothing open of a daemon that was started here and has not answered yet."""
+        if self._child is not None:
+            self._child.forget()
+            self._child = None
 
     def _start(self) -> _socket.socket | None:
         from swiprctl import autostart

@@ -35,11 +35,17 @@ class Exchange:
     """All requests of one client, over one connection at a time."""
 
     def __init__(
-        self, address: Address, *, autostart: bool, notify: Callable[[str], None] | None
+        self,
+        address: Address,
+        *,
+        autostart: bool,
+        notify: Callable[[str], None] | None,
+        trace: Callable[[str], None] | None = None,
     ) -> None:
         self.address = address
         self._dialer = Dialer(address, autostart=autostart)
         self._notify = notify
+        self._trace = trace
         self._notify_at: float | None = None
         self._connection: Connection | None = None
         self._write_not_before = 0.0
@@ -67,6 +73,7 @@ class Exchange:
         for job in list(self._jobs.values()):
             self._end(job, NoDaemon("the client was closed before the answer came"))
         self._lose()
+        self._dialer.close()
 
     def step(self, *, wait: bool = True, watch: int = -1) -> None:
         """Send what can be sent, wait for something to happen, and take in what came.
@@ -148,8 +155,7 @@ class Exchange:
         now = monotonic()
         for job in self._jobs.values():
             if job.in_flight:
-                job.again(now + job.pause())
-        self._dialer.reap()
+                self._again(job, now + job.pause(), now, "the connection broke before its answer")
 
     # -- receiving
 
@@ -197,19 +203,25 @@ class Exchange:
         """End a job with an error, unless it is one that another attempt may mend."""
         if isinstance(error, ShuttingDown):
             connection.leaving = True
-            job.again(now + job.pause())
+            self._again(job, now + job.pause(), now, str(error))
             return
         if isinstance(error, Overloaded) and error.retry_after is not None:
             at = now + max(error.retry_after, _PAUSE)
             if at < job.retry_until(connection.first_reply or now):
-                job.again(at)
+                self._again(job, at, now, f"overloaded: {error}")
                 return
         lost = isinstance(error, BadRequest) and str(error).startswith(_LOST_DESCRIPTOR)
         if lost and job.passed:
             connection.inline = True  # ssh(1) forwards bytes, and drops descriptors
-            job.again(now)
+            self._again(job, now, now, str(error))
             return
         self._end(job, error)
+
+    def _again(self, job: Job, at: float, now: float, why: str) -> None:
+        """Have a job sent once more, and say so to who wants to know."""
+        job.again(at)
+        if self._trace is not None:
+            self._trace(f"request {job.id} is sent again in {at - now:.2g} s: {why}")
 
     def _pump(self, job: Job) -> None:
         try:

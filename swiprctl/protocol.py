@@ -180,8 +180,7 @@ class Decoder:
         """Bytes that the frame being read says it has, its header included; 0 between frames."""
         if len(self._buffer) < _HEADER.size:
             return len(self._buffer)
-        (length,) = _HEADER.unpack_from(self._buffer)
-        return _HEADER.size + int(length)
+        return _HEADER.size + int(_HEADER.unpack_from(self._buffer)[0])
 
     def feed(self, data: bytes, attachment: int | None = None) -> None:
         """Take what one recvmsg(2) gave. The decoder holds the attachment until it hands it out."""
@@ -225,15 +224,14 @@ class Decoder:
         """The descriptor of the frame that begins the buffer and ends at `end` in the stream."""
         if not self._attachments:
             return None
-        a, b, descriptor = self._attachments[0]
+        a, b, _ = self._attachments[0]
         if end < b:
             return None  # another frame begins in the same bytes, behind this one
         if self._begin < a:
             raise BadRequest("a descriptor came in the middle of a frame")
         if len(self._attachments) > 1 and self._attachments[1][1] <= end:
             raise BadRequest("a second descriptor came in the middle of a frame")
-        self._attachments.popleft()
-        return descriptor
+        return self._attachments.popleft()[2]
 
 
 def encode(fields: dict[str, object]) -> bytes:

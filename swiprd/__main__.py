@@ -1,10 +1,9 @@
-"""The composition root of the daemon: `swiprd serve`, and `swiprd pack`."""
+"""The composition root of the daemon, `swiprd serve`, and of what is done without one."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib
 import os
 import resource
 import sys
@@ -15,6 +14,7 @@ from swiprctl.version import __version__
 from swiprd import ownsocket
 from swiprd.config import ConfigError, Settings, add_options, load_settings
 from swiprd.daemon import Daemon
+from swiprd.forkserver import ENVIRONMENT
 from swiprd.log import set_up
 from swiprd.pack import options as pack_options
 from swiprd.systemd import Manager, listen_sockets
@@ -35,8 +35,16 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     """Run a command line; return the exit status."""
     options = _parser().parse_args(argv)
+    if options.command == "check":
+        # Before torch is imported. The forkserver's other variables keep it from using threads.
+        os.environ.setdefault("GOMP_SPINCOUNT", ENVIRONMENT["GOMP_SPINCOUNT"])
+        from swiprd.check import check  # not above: a daemon's front must not import torch
+
+        return check(options.folder, options.images, options.device)
     if options.command == "pack":
-        return _pack(options)
+        from swiprd.pack.command import run
+
+        return run(options)
     set_up()
     try:
         return _serve(options)
@@ -63,6 +71,16 @@ def _parser() -> argparse.ArgumentParser:
         help="the passed socket is this daemon's own: remove it when leaving",
     )
     add_options(serve)
+    check = commands.add_parser(
+        "check",
+        help="say what is in a model's folder and whether it works, without a daemon",
+        description="Load a model, have it answer, and print what it is; then a row an image.",
+    )
+    check.add_argument("folder", type=Path, metavar="FOLDER")
+    check.add_argument("images", type=Path, nargs="*", metavar="IMAGE")
+    check.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run the model"
+    )
     pack = commands.add_parser(
         "pack",
         help="make a model's folder from a checkpoint",
@@ -71,12 +89,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     pack_options.add_options(pack)
     return parser
-
-
-def _pack(options: argparse.Namespace) -> int:
-    # By its name: it imports torch, which what serves must not even reach.
-    status: int = importlib.import_module("swiprd.pack.command").run(options)
-    return status
 
 
 def _serve(options: argparse.Namespace) -> int:

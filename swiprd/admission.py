@@ -40,6 +40,7 @@ class Job:
         crashes: workers that died by themselves with it.
         kills: workers that somebody else killed with it.
         alone: it was in a batch that did not end well: the next try is its own.
+        overdue: a worker has it, and it alone, for far longer than is usual.
     """
 
     id: int
@@ -57,6 +58,7 @@ class Job:
     crashes: int = 0
     kills: int = 0
     alone: bool = False
+    overdue: bool = False
     ended: bool = field(default=False)
 
 

@@ -18,7 +18,7 @@ from swiprd.tables import BundleError, Table, read
 Activation = Literal["softmax", "sigmoid", "log_softmax", "none"]
 Crops = Literal["center", "five", "ten", "grid"]
 Head = Literal["default", "fastai"]
-Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "area"]
 Match = Literal["name", "order"]
 Pool = Literal["mean", "logits", "logsumexp"]
 
@@ -44,10 +44,13 @@ class Preprocess:
         enlarge: False leaves a picture alone whose edge is already shorter than `resize`.
         crop: edge of the square crops, in pixels.
         crops: where they are taken; `five` and `ten` as in torchvision, `grid` evenly spaced.
+        middle: where the middle crop lies if that is between two pixels: `even` rounds halves to
+            even, as torchvision does, `up` as fastai 0.7 and 1 do, `down` as fastai 2 does.
         grid: rows and columns of `grid`; None otherwise.
         pool: `mean` averages the crops' probabilities, `logits` their outputs before activation,
             `logsumexp` the exponentials of their outputs, and takes the logarithm: the crops that
             speak up decide, and those that have nothing to say change nothing.
+        interpolation: one of Pillow's, or `area`, OpenCV's INTER_AREA.
         exif: `apply` turns the picture upright first; the plain torchvision loader ignores it.
         draft: let the JPEG decoder deliver a smaller picture, at least 1.5 times the resized one.
             Faster on large photos and no longer exact, hence off unless the file asks for it.
@@ -59,6 +62,7 @@ class Preprocess:
     enlarge: bool = True
     crop: int = 224
     crops: Crops = "center"
+    middle: Literal["even", "up", "down"] = "even"
     grid: tuple[int, int] | None = None
     pool: Pool = "mean"
     interpolation: Interpolation = "bilinear"
@@ -216,6 +220,7 @@ def _preprocess(table: Table) -> Preprocess:
         enlarge=table.flag("enlarge", plain.enlarge),
         crop=table.whole("crop", 1, 4096) or plain.crop,
         crops=crops,
+        middle=table.choice("middle", Literal["even", "up", "down"], plain.middle),
         grid=(grid[0], grid[1]) if grid else None,
         pool=table.choice("pool", Pool, plain.pool),
         interpolation=table.choice("interpolation", Interpolation, plain.interpolation),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 from collections import deque
@@ -19,6 +20,7 @@ from swiprctl.protocol import MAX_FRAME, MAX_ITEMS, Decoder, Frame
 
 _READ = 1 << 16  # bytes a read: a request is a hundred; an inline image comes in many
 _ROOM = socket.CMSG_SPACE(4 * 4)  # room for more descriptors than allowed, to see and close them
+_TOO_MANY = 0.02  # seconds until the next try, while too many descriptors of this uid are under way
 _TURN = 32  # frames handed on before others have their turn: a read can hold thousands
 # Plain numbers: each operation on the enum's members takes some 2 µs of every request.
 _ANCILLARY_FLAGS = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
@@ -101,14 +103,18 @@ class Channel:
                 sent = self._push(memoryview(data), descriptor)
             except BlockingIOError:
                 sent = 0
+                self._loop.add_writer(self._socket, self._writable)
             except OSError as error:
-                self._fail_soon(error)
-                return
-            if sent == len(data):
-                return
-            if sent:
+                if error.errno != errno.ETOOMANYREFS:
+                    self._fail_soon(error)
+                    return
+                sent = 0
+                self._loop.call_later(_TOO_MANY, self._writable)
+            else:
+                if sent == len(data):
+                    return
                 data, descriptor = data[sent:], None
-            self._loop.add_writer(self._socket, self._writable)
+                self._loop.add_writer(self._socket, self._writable)
         if descriptor is not None:
             descriptor = os.dup(descriptor)
         self._out.append((memoryview(data), descriptor, discard))
@@ -185,7 +191,10 @@ class Channel:
         if len(descriptors) > 1 or (flags & _TRUNCATED and self.descriptors):
             for descriptor in descriptors:
                 self._discard(descriptor)
-            self.refuse(BadRequest("more than one descriptor came with a frame"))
+            if len(descriptors) > 1:
+                self.refuse(BadRequest("more than one descriptor came with a frame"))
+            else:  # the kernel had one for us, and no place in our table to put it
+                self.refuse(Overloaded("no descriptor is left for the image", 1.0))
             return
         if not data:
             for descriptor in descriptors:
@@ -251,6 +260,8 @@ class Channel:
         return self._reserved == size
 
     def _writable(self) -> None:
+        if self.closed:
+            return
         try:
             while self._out:
                 data, descriptor, discard = self._out[0]
@@ -261,13 +272,16 @@ class Channel:
                 self.last_write = self._loop.time()
                 if sent < len(data):
                     self._out[0] = (data[sent:], None, discard)
-                    return
+                    raise BlockingIOError
                 self._out.popleft()
         except BlockingIOError:
+            self._loop.add_writer(self._socket, self._writable)
             return
         except OSError as error:
-            self.close(error)
-            return
+            if error.errno != errno.ETOOMANYREFS:
+                self.close(error)
+                return
+            self._loop.call_later(_TOO_MANY, self._writable)
         self._loop.remove_writer(self._socket)
 
     def _push(self, data: memoryview, descriptor: int | None) -> int:

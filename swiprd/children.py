@@ -34,6 +34,8 @@ class Worker:
         jobs: what it has and has not answered, by id.
         born, heard: loop times of the order to fork it, and of its last answer.
         probing: it runs the canary, not a job.
+        stuck: what it has takes far longer than is usual.
+        memory: bytes of its own after its first answer; 0 before.
         condemned: why this daemon killed it; empty if it did not.
         status: as of waitpid(2), None where it is not known.
     """
@@ -53,7 +55,8 @@ class Worker:
         self.jobs: dict[int, Job] = {}
         self.born = self.heard = asyncio.get_running_loop().time()
         self.answered = 0
-        self.probing = False
+        self.probing = self.stuck = False
+        self.memory = 0
         self.condemned = ""
         self.status: int | None = None
         self._pidfd = -1
@@ -122,6 +125,7 @@ class Worker:
         del self.jobs[job.id]
         if not self.jobs:
             self.state = after(self.state, Event.ANSWERED)
+            self.stuck = False
         self.answered += 1
         self.heard = asyncio.get_running_loop().time()
         self._on_reply(self, job, reply)
@@ -160,6 +164,9 @@ class Forkserver:
     Args:
         on_event: called with each message, and the descriptor that came with it or None.
         on_gone: called once, when its end of the socket is closed and the process is reaped.
+
+    Attributes:
+        killed: whether somebody else's SIGKILL ended it (an operator's, the OOM killer's).
     """
 
     def __init__(
@@ -178,15 +185,22 @@ class Forkserver:
             )
         self.pid = self._process.pid
         self._pidfd = os.pidfd_open(self.pid)
+        self.killed = False
         self._on_event = on_event
         self._on_gone = on_gone
         self._channel = Channel(ours, on_frame=self._told, on_closed=self._closed)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._pidfd, self._died)
 
-    def load(self, folder: str, device: str) -> None:
-        """Have it import torch and load the model; answered by `loaded` or `failed`."""
-        self._channel.send(encode({"op": "load", "folder": folder, "device": device}))
+    def load(self, folder: str, device: str, memory: int | None) -> None:
+        """Have it import torch and load the model; answered by `loaded` or `failed`.
+
+        Args:
+            memory: bytes that each worker may allocate; None: no bound.
+        """
+        self._channel.send(
+            encode({"op": "load", "folder": folder, "device": device, "memory": memory})
+        )
 
     def fork(self, worker: int) -> socket.socket:
         """Order a worker; return the front's end of its socket. Answered by `forked`."""
@@ -216,7 +230,8 @@ class Forkserver:
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._pidfd = -1
-        self._process.wait()  # a zombie by now: does not block
+        # A zombie by now: this does not block.
+        self.killed = self._process.wait() == -signal.SIGKILL
         self._gone_if_both()
 
     def _gone_if_both(self) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
-from swiprd.kernel import device, die_with_parent, fork_sharing_descriptors
+from swiprd.kernel import die_with_parent, fork_sharing_descriptors, statx
 from swiprd.log import log
 from swiprd.memfd import sealed_memfd
 
@@ -47,7 +47,7 @@ class Closer:
         What is a network's, or an unknown one's, is not.
         """
         try:
-            major, minor = device(descriptor)
+            major, minor = statx(descriptor).device
         except OSError:
             return False
         # Only root mounts a device. Numbers without one are handed out anew, the root's excepted.
@@ -215,7 +215,7 @@ def _harmless_devices() -> set[tuple[int, int]]:
     memfd = sealed_memfd(b"")
     root = os.open("/", os.O_PATH | os.O_CLOEXEC)
     try:
-        return {device(memfd), device(root)}
+        return {statx(memfd).device, statx(root).device}
     finally:
         os.close(memfd)
         os.close(root)

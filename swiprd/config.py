@@ -48,6 +48,10 @@ class Settings:
     workers: int | None = None  # None: as calibrated, or as the model's folder says
     threads: int | None = None
     batch: int | None = None
+    worker_memory: int | None = None  # bytes that a worker may allocate; None: what there is
+    max_requests: int = 0  # that a worker answers before it is replaced; 0: any number
+    max_growth: int = 1 << 30  # bytes by which a worker may grow before it is replaced; 0: any
+    remember: float = 300.0  # for so long an image that hung or crashed a worker is refused
     cache: Path | None = None  # where calibrations are kept
 
 
@@ -73,6 +77,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     "workers": (1, 256),  # as in model.toml
     "threads": (1, 256),
     "batch": (1, 256),
+    "worker_memory": (1 << 20, _MOST),
+    "max_requests": (0, _MOST),
+    "max_growth": (0, _MOST),
+    "remember": (0, _MOST),
 }
 
 _DEVICES = ("auto", "cpu", "cuda")
@@ -252,5 +260,10 @@ _HELP = {
     "workers": "processes that work at once (default: calibrated)",
     "threads": "threads of each worker (default: calibrated)",
     "batch": "images a worker takes at once, of those that wait (default: calibrated)",
+    "worker_memory": "bytes that a worker may allocate for its images (default: no bound)",
+    "max_requests": "replace a worker after so many requests; 0: never (default: 0)",
+    "max_growth": "replace a worker that has grown by so many bytes; 0: never (default: 1024 MiB)",
+    "remember": "refuse an image that hung or crashed a worker for so long; 0: try it every time"
+    " (default: 300)",
     "cache": "where calibrations are kept (default: $XDG_CACHE_HOME/swipr)",
 }

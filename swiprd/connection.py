@@ -16,8 +16,9 @@ from swiprd.room import Room
 from swiprd.service import Outcome
 from swiprd.turns import Turns
 
-HIGH_WATER = 1 << 20
-"""Bytes of unread replies at which a client is not read from any more."""
+HIGH_WATER = 1 << 18
+"""Bytes of unread replies at which a client is not read from any more. With 256 clients that read
+just enough not to be thrown out, the front holds 64 MiB for them."""
 
 _REQUEST_ITEMS = 64  # things in a request's map; five mean something, the rest is for later clients
 
@@ -41,6 +42,7 @@ class Connection:
 
     Attributes:
         in_flight: ids of requests without an answer yet.
+        questions: how many of those are questions that wait for a worker or the model.
         spoke: whether a whole request has come.
         paused: whether it is not read from, because it does not read either.
     """
@@ -48,6 +50,7 @@ class Connection:
     def __init__(self, host: Host, sock: socket.socket, uid: int) -> None:
         self.uid = uid
         self.in_flight: set[int] = set()
+        self.questions = 0
         self.spoke = False
         self.paused = False
         self._host = host

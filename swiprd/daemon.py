@@ -45,7 +45,8 @@ class Daemon:
         self._settings = settings
         self._listeners = listeners
         self._manager = manager
-        self._own = own
+        # The path of each, to be removed; empty where somebody else keeps the sockets.
+        self._own = {one: ownsocket.mark(one) for one in listeners} if own else {}
         self._fault = fault
         self._find_fault = find_fault
         self._stop = asyncio.Event()
@@ -78,9 +79,8 @@ class Daemon:
             chore.cancel()
         await asyncio.gather(*chores, return_exceptions=True)
         server.stop_accepting()
-        if self._own:
-            for listener in self._listeners:
-                ownsocket.release(listener, even_if_wanted=True)
+        for listener, mark in self._own.items():
+            ownsocket.release(listener, mark, even_if_wanted=True)
         await service.drain(_DRAIN)
         await server.flush(_FLUSH)
         server.close()
@@ -169,7 +169,8 @@ class Daemon:
             if rest > 0 or service.busy:
                 await asyncio.sleep(max(rest, 0.1))
             elif not self._own or all(
-                ownsocket.release(listener, even_if_wanted=False) for listener in self._listeners
+                ownsocket.release(listener, mark, even_if_wanted=False)
+                for listener, mark in self._own.items()
             ):
                 log.info("idle for %g s", timeout)
                 self._stop.set()

@@ -6,7 +6,7 @@ starts no thread: after an OpenMP parallel region a forked child hangs in its fi
 for workers only. It reaps its children, and reports each death. It leaves on the front's EOF.
 
 From the front, as frames of the wire:
-    {op: load, folder, device}         → {event: loaded, …} or {event: failed, reason}
+    {op: load, folder, device, memory} → {event: loaded, …} or {event: failed, reason}
     {op: fork, worker} + fd            → {event: forked, worker, pid} + pidfd, or {…, reason}
 Unasked:                                 {event: exited, worker, status}, as of waitpid(2)
 """
@@ -26,6 +26,7 @@ from swiprctl.errors import BadRequest
 from swiprctl.protocol import Decoder, Frame, encode
 from swiprd.kernel import die_with_parent
 from swiprd.log import log, set_up
+from swiprd.processes import bound_own_memory, offer_to_the_oom_killer
 
 if TYPE_CHECKING:
     from swiprd.model import LoadedModel
@@ -52,6 +53,7 @@ class Forkserver:
         self._children: dict[int, tuple[int, int]] = {}  # pidfd → pid, worker's number
         self._model: LoadedModel | None = None
         self._device = "cpu"
+        self._memory: int | None = None
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ)
 
@@ -82,6 +84,7 @@ class Forkserver:
     def _obey(self, frame: Frame) -> None:
         fields: dict[str, Any] = frame.fields
         if fields["op"] == "load":
+            self._memory = fields["memory"]
             self._load(Path(fields["folder"]), fields["device"])
         elif fields["op"] == "fork" and frame.attachment is not None:
             self._fork(fields["worker"], frame.attachment)
@@ -121,6 +124,8 @@ class Forkserver:
         status = 1
         try:
             die_with_parent(parent)
+            offer_to_the_oom_killer()
+            bound_own_memory(self._memory)
             self._selector.close()
             self._control.close()
             for pidfd in self._children:

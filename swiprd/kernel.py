@@ -6,12 +6,15 @@ import ctypes
 import os
 import signal
 import struct
+from typing import NamedTuple
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _CLONE_FILES = 0x400  # linux/sched.h
 _SYS_CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220}  # their asm/unistd.h
 _AT_EMPTY_PATH, _AT_STATX_DONT_SYNC = 0x1000, 0x4000  # linux/fcntl.h
-_STATX_DEV = struct.Struct("136xII112x")  # of struct statx: stx_dev_major, stx_dev_minor
+_STATX_BASIC = 0x7FF  # linux/stat.h: STATX_BASIC_STATS
+# Of struct statx: stx_mode, stx_ino, stx_size, stx_mtime, stx_dev_major and stx_dev_minor
+_STATX = struct.Struct("28xH2xQQ64xqI12xII112x")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -33,20 +36,35 @@ def die_with_parent(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)  # it died before the kernel was told
 
 
-def device(descriptor: int) -> tuple[int, int]:
-    """The major and minor number of the filesystem that a descriptor is of.
+class Stat(NamedTuple):
+    """Some of what statx(2) tells.
+
+    Attributes:
+        device: major and minor number of the filesystem.
+        modified: nanoseconds since the epoch.
+    """
+
+    mode: int
+    size: int
+    device: tuple[int, int]
+    inode: int
+    modified: int
+
+
+def statx(descriptor: int) -> Stat:
+    """What is known of an open file.
 
     Unlike fstat(2) it asks no filesystem's server, which may never answer.
 
     Raises:
         OSError: the kernel refused.
     """
-    info = ctypes.create_string_buffer(_STATX_DEV.size)
+    info = ctypes.create_string_buffer(_STATX.size)
     flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
-    if _libc.statx(descriptor, b"", flags, 0, info) != 0:
+    if _libc.statx(descriptor, b"", flags, _STATX_BASIC, info) != 0:
         raise _error()
-    major, minor = _STATX_DEV.unpack(info)
-    return major, minor
+    mode, inode, size, seconds, nanoseconds, major, minor = _STATX.unpack(info)
+    return Stat(mode, size, (major, minor), inode, seconds * 10**9 + nanoseconds)
 
 
 def fork_sharing_descriptors() -> int:

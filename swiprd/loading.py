@@ -11,13 +11,12 @@ from pathlib import Path
 from swiprctl.errors import LoadingFailed
 from swiprd.bundle import Bundle, load_bundle
 from swiprd.calibrate import choose_shape
-from swiprd.canary import Canary
+from swiprd.canaryimage import canary_of
 from swiprd.config import Settings
 from swiprd.log import log
 from swiprd.pool import Owner, Pool
 from swiprd.tables import BundleError
-
-_SHIPPED_CANARY = Path(__file__).parent / "models" / "focus" / "canary.jpg"
+from swiprd.wear import Wear
 
 Signature = tuple[tuple[str, int, int], ...]
 
@@ -35,7 +34,7 @@ async def load(
     """
     try:
         bundle = load_bundle(settings.model)
-        canary = _canary_of(bundle)
+        canary = canary_of(bundle)
     except BundleError as error:
         raise LoadingFailed(str(error)) from None
     except OSError as error:
@@ -48,6 +47,8 @@ async def load(
         limits={"max_bytes": settings.max_image, "max_pixels": settings.max_pixels},
         canary=lambda described: replace(canary, classes=len(described["labels"])),
         ids=ids,
+        memory=settings.worker_memory,
+        wear=Wear(requests=settings.max_requests, growth=settings.max_growth),
     )
     pools.add(pool)
     try:
@@ -79,15 +80,3 @@ def signature(folder: Path) -> Signature:
     except OSError:
         return ()
     return tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in entries))
-
-
-def _canary_of(bundle: Bundle) -> Canary:
-    """The model's own canary, or the shipped photograph."""
-    own = bundle.canary
-    image = own.image if own is not None else _SHIPPED_CANARY
-    return Canary(
-        image=image.read_bytes(),
-        expected=own.probabilities if own is not None else None,
-        activation=bundle.activation,
-        classes=0,  # known when the model is
-    )

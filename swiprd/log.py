@@ -1,9 +1,14 @@
-"""One line an event on stderr, with journald's priority in front where journald reads it."""
+"""One line an event on stderr, with journald's priority in front where journald reads it.
+
+Nobody waits for whoever reads them: a journal that is blocked must not block the daemon. What
+stderr does not take at once is dropped, and counted in the first line that it takes again.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import select
 import sys
 
 log = logging.getLogger("swiprd")
@@ -29,13 +34,46 @@ class _Lines(logging.Formatter):
         return _PRIORITIES.get(record.levelno, "<5>") + text if self._prefixed else text
 
 
+class _Patient(logging.Handler):
+    """Writes lines to a descriptor, as far as it takes them at once."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._dropped = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line, or count it as dropped."""
+        if self._dropped and self._write(self._told_dropped()):
+            self._dropped = 0
+        if self._dropped or not self._write(self.format(record)):
+            self._dropped += 1
+
+    def _told_dropped(self) -> str:
+        words = f"{self._dropped} lines were dropped, as nobody read them"
+        return self.format(logging.makeLogRecord({"msg": words, "levelno": logging.WARNING}))
+
+    def _write(self, line: str) -> bool:
+        data = memoryview(f"{line}\n".encode(errors="backslashreplace"))
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLOUT)
+        try:
+            while data:
+                if not poll.poll(0):
+                    return False
+                # A pipe or socket with any room takes so much without waiting: pipe(7).
+                data = data[os.write(self._descriptor, data[: select.PIPE_BUF]) :]
+        except OSError:
+            return False
+        return True
+
+
 def set_up() -> None:
-    """Log to stderr from INFO up."""
-    handler = logging.StreamHandler(sys.stderr)
+    """Log to stderr: our events from INFO up, and what libraries warn of."""
+    handler = _Patient(sys.stderr.fileno())
     handler.setFormatter(_Lines(prefixed=_is_journal(sys.stderr.fileno())))
-    log.addHandler(handler)
+    logging.getLogger().addHandler(handler)
     log.setLevel(logging.INFO)
-    log.propagate = False
 
 
 def _is_journal(descriptor: int) -> bool:

@@ -17,6 +17,8 @@ from pathlib import Path
 
 BACKLOG = 128
 
+Mark = tuple[int, int]  # device and inode
+
 _LONGEST = 107  # bytes of a path: sun_path of unix(7), less its final NUL
 
 
@@ -60,10 +62,21 @@ def bind(path: Path) -> socket.socket:
         return listener
 
 
-def release(listener: socket.socket, *, even_if_wanted: bool) -> bool:
+def mark(listener: socket.socket) -> Mark | None:
+    """What tells the path of a listener from one that somebody puts in its place; None: no path."""
+    try:
+        info = os.lstat(listener.getsockname())
+    except OSError:
+        return None
+    return info.st_dev, info.st_ino
+
+
+def release(listener: socket.socket, marked: Mark | None, *, even_if_wanted: bool) -> bool:
     """Remove the socket's path, so that the next client starts a daemon of its own.
 
     Args:
+        marked: what `mark()` gave when it was bound. Another daemon's socket that lies there now
+            (whoever put it there removed ours) is left alone.
         even_if_wanted: remove it though a client waits on it; it will reconnect and start another.
 
     Returns:
@@ -75,7 +88,7 @@ def release(listener: socket.socket, *, even_if_wanted: bool) -> bool:
             wanted = bool(select.select([listener], [], [], 0)[0])
             if wanted and not even_if_wanted:
                 return False
-            with contextlib.suppress(FileNotFoundError):
+            if mark(listener) == marked is not None:
                 path.unlink()
     except BlockingIOError:
         return False

@@ -15,7 +15,10 @@ from swiprctl.protocol import Reply
 from swiprd.admission import Job
 from swiprd.canary import Canary
 from swiprd.children import Worker
+from swiprd.overdue import Usual
+from swiprd.processes import is_stopped
 from swiprd.supervisor import Shape, Supervisor
+from swiprd.wear import Wear
 
 MAX_CRASHES = 2
 """Workers that may die by themselves with the same image, before it is to blame."""
@@ -59,11 +62,14 @@ class Pool:
         limits: dict[str, int],
         canary: Callable[[dict[str, Any]], Canary],
         ids: Iterator[int],
+        memory: int | None,
+        wear: Wear,
     ) -> None:
         self._owner = owner
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._running: dict[int, Worker] = {}
+        self._usual = Usual()
         self._drained: asyncio.Event | None = None
         self.staff = Supervisor(
             self,
@@ -72,6 +78,8 @@ class Pool:
             shape=shape,
             canary=canary,
             ids=ids,
+            memory=memory,
+            wear=wear,
         )
 
     def dispatch(self) -> None:
@@ -93,6 +101,8 @@ class Pool:
                 job.threads = threads if len(batch) == 1 else 0
                 self._running[job.id] = worker
             worker.give(batch, self._limits, threads)
+            patience = self._usual.patience(min(job.deadline for job in batch) - now)
+            self._loop.call_later(patience, self._overdue, worker, batch)
 
     def expire(self, job: Job) -> None:
         """A running job's deadline has passed: kill its worker; its neighbours run again."""
@@ -122,7 +132,9 @@ class Pool:
             infer: Any = reply.fields["infer"]
             self.staff.threads.learn(job.threads, infer)
         shape = self.staff.shape
-        share = (self._loop.time() - job.started) / (shape.workers * shape.batch)
+        seconds = self._loop.time() - job.started
+        self._usual.learn(seconds)
+        share = seconds / (shape.workers * shape.batch)
         fields = {**reply.fields, "model": self.staff.described["model"]}
         self._owner.answered(job, fields, share)
 
@@ -152,6 +164,22 @@ class Pool:
         self._owner.pool_failed(error)
 
     # --- inside
+
+    def _overdue(self, worker: Worker, batch: list[Job]) -> None:
+        """A batch was given long ago. If it still runs, see to it that the others need not wait."""
+        left = [job for job in batch if self._running.get(job.id) is worker]
+        if not left:
+            return
+        if is_stopped(worker.pid):
+            self.staff.discard(worker, "it was stopped, by a signal or a debugger")
+        elif len(left) > 1:
+            self.staff.discard(worker, "its batch takes long: each image is tried alone")
+        else:
+            left[0].overdue = worker.stuck = True
+            if left[0].blame is not None:
+                left[0].blame()  # before another worker takes what else that uid passed
+        self.staff.fill()
+        self.dispatch()
 
     def _take_batch(self) -> list[Job]:
         batch: list[Job] = []

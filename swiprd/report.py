@@ -8,6 +8,7 @@ from typing import Any
 
 from swiprd.admission import Admission
 from swiprd.bundle import Bundle
+from swiprd.poison import Poison
 from swiprd.stats import Stats
 from swiprd.supervisor import Supervisor
 
@@ -37,7 +38,9 @@ def describe_model(bundle: Bundle, described: dict[str, Any]) -> dict[str, objec
     }
 
 
-def describe_work(admission: Admission, stats: Stats, now: float) -> dict[str, object]:
+def describe_work(
+    admission: Admission, stats: Stats, poison: Poison, now: float
+) -> dict[str, object]:
     """The queue, and what became of requests."""
     return {
         "queue": {
@@ -52,6 +55,7 @@ def describe_work(admission: Admission, stats: Stats, now: float) -> dict[str, o
             "by_uid": {str(uid): n for uid, n in stats.by_uid.items()},
             "refused": admission.refused,
         },
+        "poison": {"remembered": len(poison), "refused": poison.refused},
         "latency": stats.latency(),
     }
 
@@ -69,9 +73,11 @@ def describe_staff(staff: Supervisor, now: float) -> dict[str, object]:
                 "state": worker.state.value,
                 "age": now - worker.born,
                 "answered": worker.answered,
+                "stuck": worker.stuck,
             }
             for worker in staff.workers.values()
         ],
+        "recycled": staff.recycled,
         "kills": {
             "total": staff.killed,
             "last": [

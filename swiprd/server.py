@@ -29,6 +29,7 @@ from swiprd.turns import Turns
 _UCRED = struct.Struct("3i")  # pid, uid, gid: unix(7)
 _SWEEP = 0.25  # seconds between looks at slow peers: what a limit on them may be late by
 _ACCEPTS = 16  # connections taken in one go, so that a flood of them does not starve the rest
+_QUESTIONS = 16  # that may wait on a connection: images have the queue's limit, these have none
 _NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _ACCEPT_PAUSE = 0.5  # seconds, when there are no descriptors left
 
@@ -214,7 +215,10 @@ class Server:
             if request.op in ("ping", "reload") or (
                 request.op == "model" and not self._service.settled
             ):
+                if connection.questions >= _QUESTIONS:
+                    raise Overloaded(f"{connection.questions} questions wait already", 1.0)
                 connection.in_flight.add(identity)
+                connection.questions += 1
                 self._spawn(self._inquire(connection, identity, request.op))
                 return
             # At once: so many answers that nobody reads stop the reading of further questions.
@@ -274,6 +278,7 @@ class Server:
             outcome = error
         except OSError as error:
             outcome = Overloaded(f"the daemon is short of something: {error.strerror}", 1.0)
+        connection.questions -= 1
         connection.answer(identity, outcome)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

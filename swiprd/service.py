@@ -18,6 +18,7 @@ from swiprctl.errors import (
     LoadingFailed,
     ShuttingDown,
     SwiprError,
+    WorkerCrashed,
 )
 from swiprctl.protocol import DEFAULT_TIMEOUT
 from swiprd.admission import Admission, Job
@@ -26,7 +27,9 @@ from swiprd.calibrate import calibrate
 from swiprd.config import Settings
 from swiprd.loading import close, load, signature
 from swiprd.log import log
+from swiprd.poison import Poison
 from swiprd.pool import Pool
+from swiprd.recognition import recognise
 from swiprd.report import describe_model, describe_process, describe_staff, describe_work
 from swiprd.stats import Stats
 
@@ -85,6 +88,7 @@ class Service:
         self._idle.set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._reloading = asyncio.Lock()
+        self._poison = Poison(settings.remember)
         self.stats = Stats()
         self.phase = Phase.LOADING
         self.reason = ""
@@ -165,6 +169,8 @@ class Service:
                 raise LoadingFailed(self.reason, _RETRY)
             if self.phase is Phase.DRAINING:
                 raise ShuttingDown("the daemon leaves; its successor will answer", 0.1)
+            if (known := self._recall(job)) is not None:
+                raise known
             victim = self._admission.admit(job, now)
         except SwiprError as error:
             self._end(job, error)
@@ -191,8 +197,14 @@ class Service:
         return self._admission.next()
 
     def peek(self) -> Job | None:
-        """See `pool.Owner`."""
-        return self._admission.peek()
+        """See `pool.Owner`. What has been found out about an image while it waited ends it here."""
+        while (job := self._admission.peek()) is not None:
+            known = self._recall(job)
+            if known is None:
+                break
+            self._admission.withdraw(job)
+            self._end(job, known)
+        return job
 
     def answered(self, job: Job, fields: dict[str, object], share: float) -> None:
         """See `pool.Owner`."""
@@ -211,6 +223,8 @@ class Service:
 
     def failed(self, job: Job, error: SwiprError) -> None:
         """See `pool.Owner`."""
+        if isinstance(error, WorkerCrashed):
+            self._remember(job, error)
         self._finish_running(job, error)
 
     def again(self, job: Job) -> None:
@@ -267,7 +281,7 @@ class Service:
             "reason": self.reason,
             "reload_error": self.reload_error,
             **describe_process(self.begun, now),
-            **describe_work(self._admission, self.stats, now),
+            **describe_work(self._admission, self.stats, self._poison, now),
             "model": "",
             "workers": [],
             **(describe_staff(self._pool.staff, now) if self._pool is not None else {}),
@@ -391,6 +405,8 @@ class Service:
         if job.blame is not None:
             job.blame()  # first, lest what else that uid passed hangs another worker
         error = DeadlineExceeded(f"not done within {waited:.1f} s; its worker was killed")
+        if job.overdue:
+            self._remember(job, error, ran=self._loop.time() - job.started)
         self._finish_running(job, error)
         for pool in list(self._pools):
             pool.expire(job)
@@ -399,6 +415,22 @@ class Service:
         if not job.ended:
             self._admission.finished(job)
             self._end(job, outcome)
+
+    def _recall(self, job: Job) -> SwiprError | None:
+        """What the sender of an image is told at once that is known to hang or crash workers."""
+        if not len(self._poison):
+            return None
+        image = recognise(job.image, self._poison.has_size)
+        now = self._loop.time()
+        if image is None:
+            return None
+        return self._poison.recall(image, now, patience=job.deadline - now)
+
+    def _remember(self, job: Job, error: SwiprError, *, ran: float = float("inf")) -> None:
+        image = None if job.ended else recognise(job.image)
+        if image is not None:
+            log.warning("remembered, and refused for %g s: %s", self._poison.seconds, error)
+            self._poison.remember(image, error, self._loop.time(), ran=ran)
 
     def _refuse_waiting(self, error: SwiprError) -> None:
         for job in list(self._jobs):

@@ -17,18 +17,29 @@ from typing import Any, Protocol
 
 from swiprctl.errors import LoadingFailed
 from swiprctl.protocol import DEFAULT_TIMEOUT, Reply
+from swiprd import overdue
 from swiprd.admission import Job
 from swiprd.canary import Canary
 from swiprd.children import Forkserver, Worker
 from swiprd.lifecycle import Backoff, State
 from swiprd.log import log
 from swiprd.probe import Probe
+from swiprd.processes import own_memory
 from swiprd.threads import Threads
+from swiprd.wear import Wear
+
+MAX_KILLED_LOADS = 3
+"""Forkservers in a row that may be killed from outside while the model has never served yet."""
+
+FORK_PATIENCE = 8.0
+"""Seconds in which the forkserver, which does nothing else, must have forked a worker."""
 
 MAX_FALSE_STARTS = 3
 """Workers in a row that may die or answer wrongly at their first canary, before the model is."""
 
 _EVENTS_KEPT = 32
+_SHORT_OF = 1.0  # seconds until the next try, where the host is short of something
+_LOOKS = 16  # answers between two looks at what memory a worker has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +78,8 @@ class Supervisor:
     Args:
         canary: makes the canary from what the forkserver says of the model.
         ids: where jobs get their ids from.
+        memory: bytes that a worker may allocate on top of what it begins with; None: no bound.
+        wear: when a worker is replaced.
 
     Attributes:
         threads: how many the next batch gets that nothing runs beside.
@@ -74,6 +87,7 @@ class Supervisor:
         kills: (loop time, worker's number, why) of the last workers that did not leave by
             themselves; `killed` counts all of them.
         restarts: forkservers started after the first.
+        recycled: workers that were replaced because they were worn.
     """
 
     def __init__(
@@ -85,12 +99,16 @@ class Supervisor:
         shape: Shape,
         canary: Callable[[dict[str, Any]], Canary],
         ids: Iterator[int],
+        memory: int | None,
+        wear: Wear,
     ) -> None:
         self._employer = employer
         self._folder = folder
         self._device = device
         self._make_canary = canary
         self._ids = ids
+        self._memory = memory
+        self._wear = wear
         self._numbers = count(1)
         self._loop = asyncio.get_running_loop()
         self.shape = shape
@@ -101,6 +119,7 @@ class Supervisor:
         self.kills: deque[tuple[float, int, str]] = deque(maxlen=_EVENTS_KEPT)
         self.killed = 0
         self.restarts = -1
+        self.recycled = 0
         self.closing = False
         self._trial: dict[int, Worker] = {}
         self._forkserver: Forkserver | None = None
@@ -169,8 +188,16 @@ class Supervisor:
 
     @property
     def busy(self) -> int:
-        """Workers that have jobs, canaries not counted: those must not hold a job up."""
-        return sum(w.state is State.BUSY and not w.probing for w in self.workers.values())
+        """Workers that have jobs. Canaries are not counted, nor those that others stand in for:
+        neither must hold a job up."""
+        busy = sum(w.state is State.BUSY and not w.probing for w in self.workers.values())
+        return busy - self._stand_ins
+
+    @property
+    def _stand_ins(self) -> int:
+        """Workers that there may be more, for those that are stuck."""
+        stuck = sum(w.stuck and w.state is State.BUSY for w in self.workers.values())
+        return min(overdue.MOST, stuck)
 
     def idle(self) -> Worker | None:
         """An idle worker, the warmest first."""
@@ -199,14 +226,19 @@ class Supervisor:
             return  # `_false_start` has set a timer
         alive = [w for w in self.workers.values() if w.state is not State.GONE]
         # The first worker comes alone: with it the model is ready, and others would only slow it.
-        wanted = self.shape.workers + 1 if self._ready.done() else 1
-        for _ in range(wanted - len(alive)):
-            worker = self._fork(
-                on_forked=self._probe,
-                on_reply=self._replied,
-                on_gone=self._worker_gone,
-            )
-            self.workers[worker.number] = worker
+        wanted = self.shape.workers + 1 + self._stand_ins if self._ready.done() else 1
+        try:
+            for _ in range(wanted - len(alive)):
+                worker = self._fork(
+                    on_forked=self._probe,
+                    on_reply=self._replied,
+                    on_gone=self._worker_gone,
+                )
+                self.workers[worker.number] = worker
+        except OSError as error:  # no descriptor is to be had just now
+            log.error("no worker can be had: %s; trying again", error.strerror)
+            self._hold_until = self._loop.time() + _SHORT_OF
+            self._later(_SHORT_OF, self.fill)
         for worker in alive[wanted:]:
             if worker.state is State.IDLE:
                 worker.retire()
@@ -235,14 +267,17 @@ class Supervisor:
         on_forked: Callable[[Worker], None],
         on_reply: Callable[[Worker, Job, Reply], None],
     ) -> Worker | None:
-        """Fork a worker that is given no work here; None where there is no forkserver now."""
+        """Fork a worker that is given no work here; None where that cannot be done now."""
         if self.closing or not self._loaded or self._forkserver is None:
             return None
 
         def gone(worker: Worker) -> None:
             del self._trial[worker.number]
 
-        worker = self._fork(on_forked=on_forked, on_reply=on_reply, on_gone=gone)
+        try:
+            worker = self._fork(on_forked=on_forked, on_reply=on_reply, on_gone=gone)
+        except OSError:
+            return None
         self._trial[worker.number] = worker
         return worker
 
@@ -252,7 +287,7 @@ class Supervisor:
         self.restarts += 1
         self._loaded = False
         self._forkserver = Forkserver(on_event=self._heard, on_gone=self._forkserver_gone)
-        self._forkserver.load(self._folder, self._device)
+        self._forkserver.load(self._folder, self._device, self._memory)
 
     def _heard(self, event: dict[str, Any], descriptor: int | None) -> None:
         number = event.get("worker", -1)
@@ -278,13 +313,14 @@ class Supervisor:
                 os.close(descriptor)  # a worker that nobody waits for any more: it gets EOF
 
     def _forkserver_gone(self) -> None:
-        self._forkserver = None
+        assert self._forkserver is not None
+        killed, self._forkserver = self._forkserver.killed, None
         for worker in [*self.workers.values(), *self._trial.values()]:
             worker.exited(None)
         if self.closing:
             self._closed.set()
             return
-        if not self._loaded and self.restarts == 0:
+        if not self._ready.done() and (not killed or self.restarts >= MAX_KILLED_LOADS):
             self._fail(LoadingFailed("the process that loads the model died; see the log"))
             return
         log.warning("the forkserver died; starting another")
@@ -306,13 +342,21 @@ class Supervisor:
     ) -> Worker:
         assert self._forkserver is not None
         number = next(self._numbers)
-        return Worker(
+        worker = Worker(
             number,
             self._forkserver.fork(number),
             on_forked=on_forked,
             on_reply=on_reply,
             on_gone=on_gone,
         )
+        self._later(FORK_PATIENCE, lambda: self._still_spawning(worker))
+        return worker
+
+    def _still_spawning(self, worker: Worker) -> None:
+        """A forkserver that does not fork is worse than none: it holds the place of another."""
+        if worker.state is State.SPAWNING:
+            log.error("the forkserver does not fork: it is killed")
+            self.kill()
 
     def _fail(self, error: LoadingFailed) -> None:
         if not self._ready.done():
@@ -369,14 +413,31 @@ class Supervisor:
 
     # --- what workers do
 
-    def _replied(self, _worker: Worker, job: Job, reply: Reply) -> None:
+    def _replied(self, worker: Worker, job: Job, reply: Reply) -> None:
         if isinstance(job.owner, Probe):
             job.owner.replied(reply)
         else:
             self._employer.replied(job, reply)
+        if worker.state is State.IDLE and worker.answered % _LOOKS == 1:
+            self._recycle(worker)
         if len(self.workers) > self.shape.workers + 1:
             self.fill()
         self._employer.someone_idle()
+
+    def _recycle(self, worker: Worker) -> None:
+        """Let an idle worker leave if it is worn and the standby can take its place at once."""
+        memory = own_memory(worker.pid)
+        if not worker.memory:
+            worker.memory = memory
+        why = self._wear.worn(worker.answered, memory - worker.memory)
+        if not why or not any(
+            w.state is State.IDLE and w is not worker for w in self.workers.values()
+        ):
+            return
+        log.info("worker %d (pid %d) is replaced: %s", worker.number, worker.pid, why)
+        self.recycled += 1
+        worker.retire()
+        self.fill()
 
     def _worker_gone(self, worker: Worker) -> None:
         """A worker is dead and its exit status known, or not to be known."""

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from daemonprocess import DaemonProcess, own_children
+from fronts import ALONE, CONNECTIONS, MAX_IMAGE, MAX_INLINE, MAX_PIXELS, QUEUE, SECONDS, png
+from vitals import Vitals
 
 
 def _open_descriptors() -> dict[str, str]:
@@ -109,3 +111,75 @@ def daemon(_shared_daemon: DaemonProcess) -> DaemonProcess:
     """A daemon that many tests share: they must not stop it, nor lean on its counts."""
     assert _shared_daemon.process.poll() is None, _shared_daemon.log.read_text()
     return _shared_daemon
+
+
+@pytest.fixture(scope="session")
+def _narrow(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[DaemonProcess]:
+    daemon = DaemonProcess(
+        tmp_path_factory.mktemp("narrow"),
+        *ALONE,
+        *(f"--connections={CONNECTIONS}", f"--queue={QUEUE}", f"--max-inline={MAX_INLINE}"),
+        *("--first-byte=60", "--stall=60"),
+        model=tiny_model,
+    )
+    try:
+        yield daemon.wait_ready()
+    finally:
+        daemon.end()
+
+
+@pytest.fixture(scope="session")
+def _strict(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[DaemonProcess]:
+    daemon = DaemonProcess(
+        tmp_path_factory.mktemp("strict"),
+        *ALONE,
+        *(f"--first-byte={SECONDS}", f"--stall={SECONDS}", f"--slow-reader={SECONDS}"),
+        *(f"--max-image={MAX_IMAGE}", f"--max-pixels={MAX_PIXELS}"),
+        model=tiny_model,
+    )
+    try:
+        yield daemon.wait_ready()
+    finally:
+        daemon.end()
+
+
+@pytest.fixture
+def roomy(daemon: DaemonProcess, photos: list[bytes]) -> Iterator[DaemonProcess]:
+    """The shared daemon, with every limit as shipped; unharmed afterwards."""
+    vitals = Vitals(daemon, photos[0])
+    yield daemon
+    vitals.check()
+
+
+@pytest.fixture
+def narrow(_narrow: DaemonProcess, photos: list[bytes]) -> Iterator[DaemonProcess]:
+    """A daemon with few places; unharmed afterwards."""
+    vitals = Vitals(_narrow, photos[0])
+    yield _narrow
+    vitals.check()
+
+
+@pytest.fixture
+def strict(_strict: DaemonProcess) -> Iterator[DaemonProcess]:
+    """A daemon with little patience and low limits on images; unharmed afterwards."""
+    vitals = Vitals(_strict, png(20, 20))
+    yield _strict
+    vitals.check()
+
+
+@pytest.fixture
+def nothing() -> Iterator[int]:
+    """A descriptor to send around."""
+    descriptor = os.open(os.devnull, os.O_RDONLY)
+    yield descriptor
+    os.close(descriptor)
+
+
+@pytest.fixture
+def photo_file(tmp_path: Path, photos: list[bytes]) -> Iterator[int]:
+    """A descriptor of a file with the first photo."""
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(photos[0])
+    descriptor = os.open(path, os.O_RDWR)
+    yield descriptor
+    os.close(descriptor)

@@ -53,12 +53,16 @@ class Peer:
             EOFError: the daemon closed the connection.
         """
         while not self._replies:
-            data = self.socket.recv(1 << 16)
-            if not data:
-                raise EOFError
-            self._decoder.feed(data)
-            self._replies += [Reply.parse(frame.fields) for frame in self._decoder.frames()]
+            self.take()
         return self._replies.pop(0)
+
+    def take(self) -> None:
+        """Read what is there, for `receive()` to give later."""
+        data = self.socket.recv(1 << 16)
+        if not data:
+            raise EOFError
+        self._decoder.feed(data)
+        self._replies += [Reply.parse(frame.fields) for frame in self._decoder.frames()]
 
     def ask(self, op: str = "predict", **arguments: Any) -> Reply:
         self.send(1, op, **arguments)

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 import standin
+from daemonprocess import own_children
 
 from swiprctl import Client, autostart
-from swiprctl.errors import NoDaemon
+from swiprctl.errors import NoDaemon, SwiprError
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -101,6 +102,35 @@ def test_it_is_started_as_systemd_would(home: Home) -> None:
     assert stat.S_IMODE(home.socket.parent.stat().st_mode) == 0o700
     for file in (home.socket, home.log, Path(f"{home.socket}.lock")):
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_a_client_that_lives_on_has_no_child_and_no_zombie(home: Home) -> None:
+    before = own_children()
+    with Client() as client:
+        client.predict(b"12345")
+        assert own_children() == before
+        (one,) = home.started()
+        with open(f"/proc/{one['pid']}/stat") as file:
+            assert int(file.read().rpartition(")")[2].split()[1]) != os.getpid()
+        ended = os.pidfd_open(one["pid"])
+        os.kill(one["pid"], signal.SIGKILL)
+        assert select.select([ended], [], [], 10)[0]
+        os.close(ended)
+        assert own_children() == before
+        assert client.predict(b"123").probabilities == (3,), "another is started"
+    assert len(home.started()) == 2
+    assert own_children() == before
+
+
+@pytest.mark.usefixtures("home")
+def test_a_client_that_is_closed_before_the_answer_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("STANDIN_MUTE", "1")
+    before = own_children()
+    with Client(timeout=1.0) as client, pytest.raises(SwiprError):
+        client.predict(b"12345")
+    assert own_children() == before
 
 
 def test_many_at_once_start_one(home: Home, tmp_path: Path) -> None:

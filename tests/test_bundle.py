@@ -87,6 +87,7 @@ edge = "long"
 enlarge = false
 crop = 160
 crops = "grid"
+middle = "up"
 grid = [3, 4]
 pool = "logits"
 interpolation = "lanczos"
@@ -114,6 +115,7 @@ probabilities = [0.25, 1]
         enlarge=False,
         crop=160,
         crops="grid",
+        middle="up",
         grid=(3, 4),
         pool="logits",
         interpolation="lanczos",
@@ -261,8 +263,9 @@ def test_refusals_of_heads_matches_and_thresholds(folder: Path, toml: str, text:
         (
             'interpolation = "cubic"',
             "interpolation: expected one of nearest, bilinear, bicubic, box, hamming, lanczos, "
-            'found "cubic"',
+            'area, found "cubic"',
         ),
+        ("middle = 1", "middle: expected one of even, up, down, found 1"),
         ("grid = [2, 2]", 'grid: expected none unless crops = "grid", found [2, 2]'),
         ('crops = "grid"', "grid: expected 2 whole numbers from 1 to 8, found nothing"),
         (

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -22,7 +23,14 @@ from peer import Connection, Peer
 from swiprctl import errors
 from swiprctl.arguments import parse
 from swiprctl.cli import main
-from swiprctl.errors import BadImage, LoadingFailed, TooLarge, UsageError, WorkerCrashed
+from swiprctl.errors import (
+    BadImage,
+    LoadingFailed,
+    Overloaded,
+    TooLarge,
+    UsageError,
+    WorkerCrashed,
+)
 from swiprctl.report import duration, lines
 from swiprctl.version import __version__
 
@@ -353,6 +361,29 @@ class TestPredict:
                 process.kill()
 
 
+def test_verbose_tells_of_each_retry_and_why(tmp_path: Path) -> None:
+    def script(connection: Connection) -> None:
+        asked = connection.asked()
+        if connection.number == 0:
+            connection.refuse(asked.id, Overloaded("the queue of 128 is full", 0.2))
+            connection.asked()
+            return  # the daemon dies with it
+        connection.answer(asked, 0.5)
+
+    image = tmp_path / "a.jpg"
+    image.write_bytes(b"x")
+    words = ["predict", "--timeout=9", str(image)]
+    for options, told in ((["--verbose"], True), ([], False)):
+        with Peer(tmp_path / "s", script):
+            out, err, status = swiprctl(*words, *options, SWIPR_SOCKET=str(tmp_path / "s"))
+        assert (out, status) == ("0.5\n", 0)
+        again = [line for line in err.splitlines() if "is sent again" in line]
+        assert len(again) == (2 if told else 0)
+        if told:
+            assert "request 1 is sent again in 0.2 s: overloaded: the queue of 128 is" in again[0]
+            assert "the connection broke before its answer" in again[1]
+
+
 def test_a_deadline_is_told(tmp_path: Path) -> None:
     def silent(connection: Connection) -> None:
         while True:
@@ -406,6 +437,10 @@ class TestQuestions:
         assert (err, status) == ("", 0)
         assert out == "state   ready\nuptime  2 h 5 min\nqueue\n  waiting  0\n"
         assert json.loads(swiprctl("status", "--json")[0])["uptime"] == 7500
+        metrics = swiprctl("status", "--prometheus")[0].splitlines()
+        assert any(
+            re.fullmatch(r'swipr_uptime_seconds\{socket=".*/s"\} 7500.0', m) for m in metrics
+        )
 
     def test_model(self) -> None:
         out, err, status = swiprctl("model")

@@ -302,7 +302,7 @@ def test_the_help_tells_the_true_defaults() -> None:
     defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
     for name, text in config._HELP.items():
         default = defaults[name]
-        if name in ("max_image", "max_inline"):
+        if name in ("max_image", "max_inline", "max_growth"):
             assert isinstance(default, int)
             assert f"(default: {default >> 20} MiB)" in text
         elif isinstance(default, int | float):

@@ -91,7 +91,7 @@ def old_body(name: str) -> list[nn.Module]:
     return list(module.children())[:8] if name.startswith("resnet") else [module.features]
 
 
-def lively(module: nn.Module) -> nn.Module:
+def lively(module: nn.Module, pictures: torch.Tensor | None = None) -> nn.Module:
     """Give it statistics and weights with which the answers differ from picture to picture."""
     torch.manual_seed(3)
     with torch.no_grad():
@@ -103,7 +103,7 @@ def lively(module: nn.Module) -> nn.Module:
         last = [one for one in module.modules() if isinstance(one, nn.Linear)][-1]
         inputs: list[torch.Tensor] = []
         hook = last.register_forward_pre_hook(lambda _, given: inputs.extend(given))
-        module.eval()(crops())
+        module.eval()(crops() if pictures is None else pictures)
         hook.remove()
         outputs = nn.functional.linear(inputs[0], last.weight)
         scale = 1 / float(outputs.std(dim=0).mean())  # from picture to picture

@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from swiprd.bundle import Bundle, load_bundle
+from swiprd.cropping import preprocess
 from swiprd.identity import digest_weights
-from swiprd.images import decode, preprocess
+from swiprd.images import decode
 from swiprd.mending import import_torchvision
 from swiprd.model import LoadedModel, load_model, probabilities
 from swiprd.models.focus import camera, recipe, scenes

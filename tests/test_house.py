@@ -19,13 +19,15 @@ FOCUS = "swiprd.models.focus"
 HEAVY = {"torch", "torchvision", "numpy", "PIL", "timm", "safetensors"}
 MAY_BE_HEAVY = {
     "swiprd.architectures",
+    "swiprd.area",
+    "swiprd.cropping",
     "swiprd.heads",
     "swiprd.images",
     "swiprd.matching",
     "swiprd.mending",
     "swiprd.model",
     "swiprd.pack.checkpoint",
-    "swiprd.pack.command",
+    "swiprd.pack.fitting",
     "swiprd.pack.naming",
     "swiprd.pack.proof",
     "swiprd.pack.values",
@@ -36,13 +38,17 @@ MAY_BE_HEAVY = {
 }
 HEAVY_IN_FUNCTIONS = {"swiprd.forkserver"}
 
+COMMANDS = {"swiprd.check", "swiprd.pack.command"}
+"""What `swiprd` runs in a process of its own, never beside a daemon's front."""
+
 SHARED = {"swiprctl.errors", "swiprctl.protocol", "swiprctl.version"}
 """What the daemon may import of the client's package."""
 
+PRINTED = {"swiprctl.report", "swiprctl.rows"}
+"""And those commands too, whose output is to read like the client's."""
+
 LONGEST = 300
 LONG = {
-    "swiprctl.protocol",
-    "swiprd.images",
     "swiprd.supervisor",
     "swiprd.service",
 }
@@ -165,13 +171,14 @@ def test_the_client_needs_the_standard_library_and_msgpack() -> None:
 def test_the_daemon_shares_little_with_the_client() -> None:
     for module in DAEMON:
         of_client = [one for one in module.imports if one.top == "swiprctl"]
-        strange = [one for one in of_client if one.name in MODULES and one.name not in SHARED]
+        shared = SHARED | PRINTED if module.name in COMMANDS else SHARED
+        strange = [one for one in of_client if one.name in MODULES and one.name not in shared]
         assert not places(module, strange)
 
 
 def test_who_may_import_torch() -> None:
     for module in MODULES.values():
-        if module.name in MAY_BE_HEAVY or module.name.startswith(f"{FOCUS}."):
+        if module.name in MAY_BE_HEAVY | COMMANDS or module.name.startswith(f"{FOCUS}."):
             continue
         heavy = [one for one in module.run if one.top in HEAVY]
         if module.name in HEAVY_IN_FUNCTIONS:
@@ -187,7 +194,7 @@ def test_the_front_reaches_none_of_it() -> None:
         name = todo.pop()
         seen.add(name)
         # The forkserver's functions run elsewhere: in the process that is executed for them.
-        todo |= imported(MODULES[name], at_start=name in HEAVY_IN_FUNCTIONS) - seen
+        todo |= imported(MODULES[name], at_start=name in HEAVY_IN_FUNCTIONS) - seen - COMMANDS
     assert {"swiprd.pool", "swiprd.forkserver"} <= seen
     assert not seen & MAY_BE_HEAVY
     assert not [name for name in seen if name.startswith(FOCUS)]
@@ -206,10 +213,27 @@ def test_the_wire_is_pure() -> None:
     assert not {one.top for one in MODULES["swiprctl.protocol"].run} & forbidden
 
 
-@pytest.mark.parametrize("name", ["admission", "lifecycle", "canary", "stats"])
+@pytest.mark.parametrize(
+    "name", ["admission", "lifecycle", "canary", "stats", "poison", "overdue", "wear", "threads"]
+)
 def test_what_decides_is_pure(name: str) -> None:
     forbidden = {"socket", "time", "logging", "selectors", "select", "asyncio", "os", "datetime"}
     assert not {one.top for one in MODULES[f"swiprd.{name}"].run} & forbidden
+
+
+def test_nobody_reads_a_clock_that_jumps() -> None:
+    """Deadlines, ages and retries run on CLOCK_MONOTONIC, which nobody can set."""
+    steady = {"time.monotonic", "time.clock_gettime_ns(time.CLOCK_MONOTONIC)", "time.sleep"}
+    jumping = re.compile(
+        r"\btime\.(?!monotonic\b|perf_counter\b|clock_gettime|CLOCK_MONOTONIC)\w+|\bdatetime\b"
+    )
+    for module in MODULES.values():
+        if module.name.startswith(f"{FOCUS}."):
+            continue  # what trains a model serves nobody
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.Attribute | ast.Import | ast.ImportFrom):
+                text = ast.unparse(node)
+                assert text in steady or not jumping.search(text), f"{module.path}: {text}"
 
 
 def test_errors_imports_nothing() -> None:

@@ -23,7 +23,7 @@ from imagefiles import bmp, encoded, picture, png
 from PIL import Image, ImageOps
 
 from swiprctl.errors import BadImage, TooLarge
-from swiprd import images
+from swiprd import cropping, images
 from swiprd.bundle import Preprocess
 from swiprd.mending import import_torchvision
 
@@ -236,7 +236,7 @@ def test_psd_and_text_are_refused_and_no_plugin_is_imported_for_them() -> None:
     ],
 )
 def test_resized(size: tuple[int, int], keys: dict[str, Any], expected: tuple[int, int]) -> None:
-    assert images.resized(*size, Preprocess(**keys)) == expected
+    assert cropping.resized(*size, Preprocess(**keys)) == expected
 
 
 def pixels(tensor: torch.Tensor) -> np.ndarray:
@@ -251,7 +251,7 @@ def plainly(**keys: Any) -> Preprocess:
 def test_grid_crops_touch_the_edges_and_come_row_by_row() -> None:
     image = picture(101, 60)
     recipe = plainly(resize=None, crop=20, crops="grid", grid=(2, 4))
-    crops = pixels(images.preprocess(image, recipe))
+    crops = pixels(cropping.preprocess(image, recipe))
     array = np.asarray(image)
     assert len(crops) == recipe.crop_count == 8
     corners = [(y, x) for y in (0, 40) for x in (0, 27, 54, 81)]
@@ -263,7 +263,7 @@ def test_a_grid_of_one_is_the_middle() -> None:
     recipe = plainly(resize=None, crop=20, crops="grid", grid=(1, 1))
     image = picture(61, 40)
     assert np.array_equal(
-        pixels(images.preprocess(image, recipe))[0], np.asarray(image)[10:30, 20:40]
+        pixels(cropping.preprocess(image, recipe))[0], np.asarray(image)[10:30, 20:40]
     )
 
 
@@ -271,7 +271,7 @@ def test_a_grid_of_one_is_the_middle() -> None:
 def test_a_grid_over_a_smaller_picture_is_mirrored(size: tuple[int, int]) -> None:
     image = picture(*size)
     recipe = plainly(resize=None, crop=64, crops="grid", grid=(3, 3))
-    crops = pixels(images.preprocess(image, recipe))
+    crops = pixels(cropping.preprocess(image, recipe))
     assert crops.shape == (9, 64, 64, 3)
     if size == (30, 30):
         mirrored = np.pad(np.asarray(image), ((17, 17), (17, 17), (0, 0)), mode="symmetric")
@@ -282,8 +282,8 @@ def test_a_grid_over_a_smaller_picture_is_mirrored(size: tuple[int, int]) -> Non
 def test_five_and_ten_crops_of_a_smaller_picture_are_padded_as_center_is(crops: str) -> None:
     image = picture(30, 20)
     keys: dict[str, Any] = {"resize": None, "crop": 64}
-    padded = pixels(images.preprocess(image, plainly(**keys)))[0]
-    every = pixels(images.preprocess(image, plainly(**keys, crops=crops)))
+    padded = pixels(cropping.preprocess(image, plainly(**keys)))[0]
+    every = pixels(cropping.preprocess(image, plainly(**keys, crops=crops)))
     assert len(every) == (5 if crops == "five" else 10)
     assert all(np.array_equal(one, padded) for one in every[:5])
     assert all(np.array_equal(one, padded[:, ::-1]) for one in every[5:])

@@ -6,11 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from daemonprocess import is_alive, signal_if_there, wait_until
 
-from swiprd.kernel import die_with_parent
+from swiprd.kernel import Stat, die_with_parent, statx
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -61,3 +62,23 @@ def test_it_leaves_a_child_of_a_living_parent_alone() -> None:
         finally:
             os._exit(7)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+
+
+def test_statx_tells_what_fstat_does(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"12345")
+    os.utime(file, ns=(1, 1_700_000_000_123_456_789))
+    with open(file, "rb") as opened:
+        told, known = os.fstat(opened.fileno()), statx(opened.fileno())
+    assert known == Stat(
+        mode=told.st_mode,
+        size=5,
+        device=(os.major(told.st_dev), os.minor(told.st_dev)),
+        inode=told.st_ino,
+        modified=told.st_mtime_ns,
+    )
+
+
+def test_statx_of_nothing_open() -> None:
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        statx(10_000)

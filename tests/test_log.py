@@ -68,3 +68,44 @@ def test_elsewhere_it_has_a_time_and_a_name() -> None:
 @pytest.mark.parametrize("stream", ["1:2", "nonsense", ":"])
 def test_a_variable_that_was_meant_for_somebody_else_changes_nothing(stream: str) -> None:
     assert "swiprd: an event" in lines(journal=True, stream=stream)[0]
+
+
+_MANY = """
+import os, sys
+from swiprd.log import log, set_up
+set_up()
+for number in range(3000):
+    log.warning("line %d", number)
+print("not blocked", flush=True)
+sys.stdin.read(1)
+log.warning("again")
+log.warning("and again")
+"""
+
+
+def test_a_journal_that_does_not_read_blocks_nobody_and_is_told_what_it_missed() -> None:
+    read, write = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", _MANY],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=write,
+        text=True,
+    )
+    os.close(write)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "not blocked\n"
+        with open(read, "rb") as pipe:
+            missed = pipe.read(1 << 15)  # room again
+            process.communicate("x", timeout=20)
+            text = (missed + pipe.read()).decode()
+    finally:
+        process.kill()
+        process.wait()
+    *before, dropped, again, last = text.splitlines()
+    assert again.endswith("again")
+    assert last.endswith("and again")
+    count = int(re.search(r"(\d+) lines were dropped", dropped)[1])
+    whole = [line for line in before if "swiprd: line " in line]
+    assert len(whole) + count in (3000, 3001), "one may have been cut short"

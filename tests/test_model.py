@@ -18,7 +18,7 @@ import torch
 from imagefiles import encoded, picture
 from PIL import Image
 
-from swiprd import architectures, images, model
+from swiprd import architectures, cropping, images, model
 from swiprd.bundle import Bundle, Preprocess, load_bundle
 from swiprd.mending import import_torchvision
 from swiprd.model import LoadedModel, load_model, probabilities
@@ -196,7 +196,7 @@ def test_a_batch_answers_as_its_pictures_do_alone(
     loaded = changed(resnet[0], crops="grid", grid=(2, 3), crop=96, edge="long", pool="logits")
     crops = torch.stack(
         [
-            images.preprocess(picture(90 * n, 200, seed=n), loaded.bundle.preprocess)
+            cropping.preprocess(picture(90 * n, 200, seed=n), loaded.bundle.preprocess)
             for n in (1, 2, 3)
         ]
     )

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from swiprd.ownsocket import InUse, bind, release
+from swiprd import ownsocket
+from swiprd.ownsocket import InUse, bind
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -37,6 +38,11 @@ def bound() -> Iterator[Bind]:
     yield bound
     for listener in sockets:
         listener.close()
+
+
+def release(listener: socket.socket, *, even_if_wanted: bool) -> bool:
+    """Of a listener whose path is as it was bound, or gone."""
+    return ownsocket.release(listener, ownsocket.mark(listener), even_if_wanted=even_if_wanted)
 
 
 def connect(path: Path) -> socket.socket:
@@ -150,6 +156,20 @@ class TestRelease:
         listener = bound(path)
         assert release(listener, even_if_wanted=False)
         assert release(listener, even_if_wanted=True)
+
+    @pytest.mark.parametrize("wanted", [False, True])
+    def test_anothers_in_its_place_stays(self, path: Path, bound: Bind, wanted: bool) -> None:
+        ours = bound(path)
+        mark = ownsocket.mark(ours)
+        path.unlink()  # by hand: nobody else would
+        theirs = bound(path)
+        assert ownsocket.release(ours, mark, even_if_wanted=wanted)
+        with connect(path), theirs.accept()[0]:
+            pass
+        path.unlink()
+        path.write_text("no socket at all")
+        assert ownsocket.release(ours, mark, even_if_wanted=wanted)
+        assert path.exists()
 
     def test_a_folder_that_is_gone_is_no_error(self, tmp_path: Path, bound: Bind) -> None:
         folder = tmp_path / "run"

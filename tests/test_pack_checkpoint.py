@@ -279,10 +279,7 @@ class TestValues:
         tensors = {"a": WEIGHT.half(), "b": WEIGHT.bfloat16(), "c": WEIGHT.double(), "d": WEIGHT}
         found, said = values.convert({**tensors, "n": torch.tensor(3)})
         assert {one.dtype for one in found.values()} == {torch.float32, torch.int64}
-        assert (
-            said
-            == "1 tensors of float16, 1 tensors of bfloat16, 1 tensors of float64 become float32"
-        )
+        assert said == "tensors become float32: 1 of float16, 1 of bfloat16, 1 of float64"
 
     def test_a_window_is_written_alone(self) -> None:
         whole = torch.zeros(1000, 3)

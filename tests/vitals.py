@@ -90,15 +90,18 @@ def resident(pid: int) -> int:
 
 @contextlib.contextmanager
 def held(daemon: DaemonProcess) -> Iterator[None]:
-    """Stop every worker: what is asked meanwhile runs and waits until the end of the block."""
+    """Stop every worker: what is asked meanwhile runs and waits until the end of the block.
+
+    And the forkserver, or else it replaces what stands still, as it should.
+    """
     status = daemon.wait_status(lambda s: all(w["state"] == "idle" for w in s["workers"]))
-    workers = [w["pid"] for w in status["workers"]]
-    for pid in workers:
+    stopped = [status["forkserver"]["pid"], *(w["pid"] for w in status["workers"])]
+    for pid in stopped:
         os.kill(pid, signal.SIGSTOP)
     try:
         yield
     finally:
-        for pid in workers:
+        for pid in stopped:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
 

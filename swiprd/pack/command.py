@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import re
 import shlex
 import shutil
@@ -157,7 +158,7 @@ def _tell(made: Plan) -> None:
     _say("architecture", f"{fit.architecture}{head} (by {made.why['architecture']})")
     _say("outputs", str(fit.classes))
     if made.named is not None:
-        _say("labels", f"{_list(made.named.labels)} (by {made.named.source})")
+        _say("labels", f"{_list(made.named.labels)} (from {made.named.source})")
     _say("activation", f"{made.activation} ({made.why['activation']})")
     _say("preprocess", f"{_summary(made.recipe.preprocess)} (as {made.recipe.source})")
     for note in made.notes:
@@ -174,12 +175,12 @@ def _next(options: argparse.Namespace, answer: Answer) -> None:
         f"a test picture gets {answer.labels[best]} {answer.row[best]:.6g} in"
         f" {1000 * answer.seconds:.0f} ms",
     )
-    print(
+    _print(
         f"""
 Try it:
   swiprd check {path} photo.jpg
-Serve it, for yourself:
-  swiprd serve --socket /tmp/{name}.sock --model {path} &
+Serve it for yourself, and ask from another terminal:
+  swiprd serve --socket /tmp/{name}.sock --model {path}
   swiprctl --socket /tmp/{name}.sock predict photo.jpg
 Or as a service for everybody on this host:
   sudo cp -r {path} {MODELS[1]}/{name}
@@ -191,7 +192,17 @@ Or as a service for everybody on this host:
 def _say(what: str, text: str) -> None:
     # Names come from strangers' files: none may move the terminal's cursor.
     clean = "".join(one if one.isprintable() else "?" for one in text)
-    print(f"{what:12} {clean}", flush=True)
+    _print(f"{what:12} {clean}")
+
+
+def _print(text: str) -> None:
+    """Print, as long as somebody reads: `| head` is no reason to leave a folder half made."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _summary(preprocess: Preprocess) -> str:

@@ -94,6 +94,8 @@ def _keys(preprocess: Preprocess) -> Iterator[tuple[str, object]]:
     yield "resize", preprocess.resize or 0
     yield "crop", preprocess.crop
     yield "crops", preprocess.crops
+    if preprocess.middle != "even":
+        yield "middle", preprocess.middle
     yield "interpolation", preprocess.interpolation
     yield "exif", preprocess.exif
     yield "mean", list(preprocess.mean)

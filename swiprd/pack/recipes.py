@@ -40,18 +40,20 @@ class Recipe:
 def for_fastai(fit: Fit, size: int) -> Recipe:
     """Return fastai's validation recipe for pictures of `size` pixels.
 
-    0.7: `tfms_from_model` in transforms.py: the short side to `size` by area averaging, its
+    0.7: `tfms_from_model` in transforms.py: the short side to `size` by OpenCV's INTER_AREA, its
     centre, ImageNet's statistics (Inception's own only for bodies that swipr has not). 1 and 2:
-    `Resize(size)` and `get_transforms()` cut a centred square and sample it bilinearly.
+    `get_transforms()` and `Resize(size)` cut a centred square and sample it bilinearly. Heads tell
+    1 from 2: in 2 a Linear behind a BatchNorm has no bias.
     """
     if fit.match == "order":
         return Recipe(
-            preprocess=Preprocess(resize=size, crop=size, interpolation="box"),
+            preprocess=Preprocess(resize=size, crop=size, interpolation="area", middle="up"),
             source=f"fastai 0.7 validates: short side to {size}, centre, EXIF ignored",
         )
+    first = next(reversed(fit.tensors)).endswith(".bias")
     return Recipe(
-        preprocess=Preprocess(resize=size, crop=size),
-        source=f"fastai 1 and 2 validate after Resize({size}): short side to {size}, centre",
+        preprocess=Preprocess(resize=size, crop=size, middle="up" if first else "down"),
+        source=f"fastai {1 if first else 2} validates after Resize({size}): short side, centre",
     )
 
 

@@ -27,8 +27,8 @@ def convert(tensors: Tensors) -> tuple[Tensors, str]:
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             changed[str(tensor.dtype).removeprefix("torch.")] += 1
         found[name] = _own(tensor)
-    said = ", ".join(f"{count} tensors of {kind}" for kind, count in changed.items())
-    return found, f"{said} become float32" if said else ""
+    said = ", ".join(f"{count} of {kind}" for kind, count in changed.items())
+    return found, f"tensors become float32: {said}" if said else ""
 
 
 def _check(name: str, tensor: torch.Tensor) -> None:

@@ -7,8 +7,6 @@ is the long form, `make campaign`; the tests run the same code at a small scale.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 SCENARIOS = (
     "kills",
     "poison",
@@ -24,5 +22,3 @@ SCENARIOS = (
     "watchdog",
 )
 """In the order in which they run: as the promises are numbered."""
-
-SCENARIOS = tuple(name for name in SCENARIOS if find_spec(f"{__name__}.{name}"))

@@ -30,11 +30,11 @@ def main() -> int:
     options = _options()
     outcomes = []
     for number, name in enumerate(options.only, start=1):
-        print(f"[{number}/{len(options.only)}] {name} …", end=" ", file=sys.stderr, flush=True)
+        print(f"[{number}/{len(options.only)}] {name} …", file=sys.stderr, flush=True)
         outcome = _run(name, options.scale, options.seed)
         outcomes.append(outcome)
         print(
-            f"{'held' if outcome.held else 'DID NOT HOLD'}, {outcome.seconds:.1f} s",
+            f"  {'held' if outcome.held else 'DID NOT HOLD'}, {outcome.seconds:.1f} s",
             file=sys.stderr,
             flush=True,
         )

@@ -23,7 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from swiprd.bundle import load_bundle
-from swiprd.images import preprocess, resized
+from swiprd.cropping import preprocess, resized
 from swiprd.model import LoadedModel, load_model, probabilities
 
 Floats = npt.NDArray[np.floating]

@@ -1,0 +1,202 @@
+"""`swiprd check`: what a model's folder is and whether it answers, without a daemon.
+
+Runs in a process of its own, which loads the model, and nothing here is imported by a daemon. What
+is printed reads like `swiprctl model` and `swiprctl predict`.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from swiprctl.errors import CannotOpen, SwiprError
+from swiprctl.report import lines
+from swiprctl.rows import row
+from swiprd import images, model
+from swiprd.bundle import Bundle, load_bundle
+from swiprd.canary import WrongAnswer
+from swiprd.canaryimage import canary_of
+from swiprd.identity import digest_weights
+from swiprd.model import LoadedModel
+from swiprd.probe import CANARY_LIMITS
+from swiprd.tables import BundleError
+
+EX_SOFTWARE = 70
+EX_CONFIG = 78
+
+_SHOWN = 5
+_RUNS = 5
+_ENOUGH = 3.0
+"""Seconds after which a slow model has been timed often enough."""
+
+
+class CheckFailed(Exception):
+    """The model is not fit to serve; `status` is what to exit with."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answer:
+    """A picture's row, and the seconds that it took."""
+
+    row: tuple[float, ...]
+    decode: float
+    infer: float
+
+
+def check(folder: Path, paths: Sequence[Path], device: str) -> int:
+    """Print what the model is, then a row for each picture; return the exit status.
+
+    0 if all went well; 78 if something in the folder is wrong, 70 if the model cannot answer;
+    65 or 66 for the first picture that is none or cannot be opened, whose row is missing.
+
+    Args:
+        device: "auto", "cpu" or "cuda".
+    """
+    try:
+        bundle = load_bundle(folder)
+        digest = _digest(bundle)
+        begun = time.monotonic()
+        loaded = model.load_model(bundle)
+        seconds = {"load": time.monotonic() - begun}
+        loaded = model.to_device(loaded, model.pick_device(device))
+        seconds |= _prove(loaded)
+    except BundleError as error:
+        return _complain(str(error), EX_CONFIG)
+    except RuntimeError as error:  # no CUDA
+        return _complain(str(error), EX_SOFTWARE)
+    except CheckFailed as error:
+        return _complain(f"{folder}: {error}", error.status)
+    for line in lines(_describe(loaded, digest, seconds)):
+        print(line)
+    sys.stdout.flush()
+    if paths:
+        print(flush=True)
+    status = 0
+    for path in paths:
+        try:
+            answer = _answer(loaded, _read(path))
+        except SwiprError as error:
+            failed = _complain(f"{path}: {error}", error.exit_status)
+            status = status or failed
+        except CheckFailed as error:
+            return _complain(f"{path}: {error}", error.status)
+        else:
+            sys.stdout.buffer.write(row(answer.row, str(path) if len(paths) > 1 else None))
+            sys.stdout.flush()
+    return status
+
+
+def _complain(message: str, status: int) -> int:
+    print(f"swiprd: {message}", file=sys.stderr)
+    return status
+
+
+def _digest(bundle: Bundle) -> str:
+    """Digest the weights, and compare with what is recorded.
+
+    Raises:
+        BundleError: they are not those that model.toml was written for.
+    """
+    found = digest_weights(bundle)
+    if bundle.sha256 is None:
+        return f"sha256 {found}, not recorded in model.toml"
+    if found != bundle.sha256:
+        raise BundleError(bundle.weights, "", f"the recorded sha256 {bundle.sha256}", found)
+    return f"sha256 {found}, as recorded"
+
+
+def _prove(loaded: LoadedModel) -> dict[str, float]:
+    """Have the canary answered rightly, a few times; return the median seconds of each part.
+
+    Raises:
+        CheckFailed: the model does not answer, or wrongly.
+    """
+    canary = canary_of(loaded.bundle, len(loaded.labels))
+    answers: list[_Answer] = []
+    begun = time.monotonic()
+    while len(answers) < _RUNS and (not answers or time.monotonic() - begun < _ENOUGH):
+        try:
+            answers.append(_answer(loaded, canary.image))
+            canary.check(answers[-1].row)
+        except SwiprError as error:
+            raise CheckFailed(f"the canary's picture: {error}", EX_CONFIG) from None
+        except WrongAnswer as error:
+            raise CheckFailed(f"the canary is answered wrongly: {error}", EX_CONFIG) from None
+    return {
+        "decode": statistics.median(one.decode for one in answers),
+        "infer": statistics.median(one.infer for one in answers),
+    }
+
+
+def _read(path: Path) -> bytes:
+    """Read a picture.
+
+    Raises:
+        CannotOpen, BadImage, TooLarge: it cannot be opened or read, or is too large.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise CannotOpen(error.strerror or str(error)) from error
+    try:
+        return images.read_image_bytes(descriptor, CANARY_LIMITS["max_bytes"])
+    finally:
+        os.close(descriptor)
+
+
+def _answer(loaded: LoadedModel, data: bytes) -> _Answer:
+    """Answer one picture.
+
+    Raises:
+        BadImage, TooLarge: it is no picture, or too large a one.
+        CheckFailed: the forward pass raised an error.
+    """
+    begun = time.monotonic()
+    crops = images.decode(data, loaded.bundle.preprocess, CANARY_LIMITS["max_pixels"])
+    decoded = time.monotonic()
+    try:
+        answers = model.probabilities(loaded, crops.unsqueeze(0))
+    except Exception as error:  # whatever a module or a program raises is news for its owner
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0][:300]
+        raise CheckFailed(f"the forward pass fails: {reason}", EX_SOFTWARE) from error
+    return _Answer(
+        row=tuple(answers[0].tolist()),
+        decode=decoded - begun,
+        infer=time.monotonic() - decoded,
+    )
+
+
+def _describe(loaded: LoadedModel, digest: str, seconds: dict[str, float]) -> dict[str, object]:
+    bundle, recipe = loaded.bundle, loaded.bundle.preprocess
+    resize = f"{recipe.edge} edge {recipe.resize}" if recipe.resize else "as it comes"
+    more = ", …" if len(loaded.labels) > _SHOWN else ""
+    parameters = sum(one.numel() for one in loaded.module.parameters())
+    return {
+        "name": bundle.name,
+        "model": loaded.model_id,
+        "architecture": bundle.architecture,
+        "head": "" if bundle.head == "default" else bundle.head,
+        "parameters": parameters,
+        "carries_code": bundle.carries_code,
+        "labels": f"{len(loaded.labels)}: {', '.join(loaded.labels[:_SHOWN])}{more}",
+        "activation": bundle.activation,
+        "thresholds": list(bundle.thresholds or ()),
+        "resize": resize,
+        "input": f"{recipe.crop_count} x 3 x {recipe.crop} x {recipe.crop}",
+        "weights": digest,
+        "device": loaded.device,
+        "threads": torch.get_num_threads(),
+        "forward_pass": "ok",
+        **{f"{key}_took": f"{1000 * value:.1f} ms" for key, value in seconds.items()},
+    }

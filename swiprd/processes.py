@@ -1,0 +1,55 @@
+"""What the kernel knows of a process: its own memory, what bounds that, whether it stands still."""
+
+from __future__ import annotations
+
+import os
+import resource
+from contextlib import suppress
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_FIRST_TO_GO = 500  # of 1000; proc_pid_oom_score_adj(5)
+
+
+def own_memory(pid: int) -> int:
+    """Bytes that a process holds in memory and shares with no file; 0 where it is gone.
+
+    The weights are mapped from their file, so they are not among them.
+    """
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            _, resident, shared, *_ = file.read().split()
+    except OSError:
+        return 0
+    return (int(resident) - int(shared)) * _PAGE
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether SIGSTOP or a debugger holds a process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] in (b"T", b"t")
+    except OSError:
+        return False
+
+
+def bound_own_memory(size: int | None) -> None:
+    """Bound what this process may allocate, where `size` (bytes) says so, on top of what it has.
+
+    RLIMIT_DATA, not RLIMIT_AS: the weights and torch's libraries are mapped from files, gigabytes
+    that cost nothing. What goes over is told ENOMEM, which Python raises as MemoryError.
+    """
+    if size is not None:
+        size += _data_now()
+        resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+
+
+def offer_to_the_oom_killer() -> None:
+    """Be what the kernel ends first when memory runs out: rather a worker than the front."""
+    # An OSError: /proc is not there or not writable here. Then the kernel's own choice has to do.
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write(str(_FIRST_TO_GO))
+
+
+def _data_now() -> int:
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmData:"))

@@ -1,0 +1,251 @@
+"""Images that hang or crash their worker: what they get, what others get, what is remembered."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import StartDaemon
+from daemonprocess import DaemonProcess
+from venom import Venom, environment
+
+from swiprctl.errors import DeadlineExceeded, TooLarge, WorkerCrashed
+from swiprd.memfd import sealed_memfd
+from swiprd.overdue import Usual
+from swiprd.poison import Identity, Poison
+from swiprd.recognition import recognise
+
+pytestmark = pytest.mark.timeout(60)
+
+IMAGE = Identity(100, ("a",))
+OTHER = Identity(100, ("b",))
+CRASHED = WorkerCrashed("it crashed")
+LATE = DeadlineExceeded("not done within 4.0 s")
+
+
+class TestMemory:
+    def test_what_crashed_is_told_again_with_the_time_that_is_left(self) -> None:
+        poison = Poison(300.0)
+        poison.remember(IMAGE, CRASHED, 10.0)
+        error = poison.recall(IMAGE, 60.0, patience=1e9)
+        assert isinstance(error, WorkerCrashed)
+        assert str(error).startswith("it crashed; it is remembered")
+        assert "another 250 s" in str(error)
+        assert poison.recall(OTHER, 60.0, patience=1.0) is None
+        assert poison.refused == 1
+
+    def test_it_is_forgotten_in_time(self) -> None:
+        poison = Poison(300.0)
+        poison.remember(IMAGE, CRASHED, 10.0)
+        assert poison.recall(IMAGE, 310.0, patience=1.0) is None
+        assert len(poison) == 0
+        assert not poison.has_size(100)
+
+    def test_who_gives_a_hanging_image_much_longer_may_try(self) -> None:
+        poison = Poison(300.0)
+        poison.remember(IMAGE, LATE, 0.0, ran=4.0)
+        assert isinstance(poison.recall(IMAGE, 1.0, patience=12.0), DeadlineExceeded)
+        assert poison.recall(IMAGE, 1.0, patience=12.1) is None
+
+    def test_the_least_recently_seen_makes_room(self) -> None:
+        poison = Poison(300.0, most=2)
+        poison.remember(IMAGE, CRASHED, 0.0)
+        poison.remember(OTHER, CRASHED, 1.0)
+        poison.recall(IMAGE, 2.0, patience=1.0)
+        poison.remember(Identity(7, ()), CRASHED, 3.0)
+        assert len(poison) == 2
+        assert poison.recall(OTHER, 4.0, patience=1.0) is None
+        assert poison.recall(IMAGE, 4.0, patience=1.0) is not None
+
+    def test_what_is_over_makes_room_first(self) -> None:
+        poison = Poison(10.0, most=2)
+        poison.remember(IMAGE, CRASHED, 0.0)
+        poison.remember(OTHER, CRASHED, 9.0)
+        poison.recall(IMAGE, 9.5, patience=1.0)
+        poison.remember(Identity(7, ()), CRASHED, 11.0)
+        assert poison.recall(OTHER, 12.0, patience=1.0) is not None
+
+    def test_again_counts_from_then(self) -> None:
+        poison = Poison(10.0)
+        poison.remember(IMAGE, CRASHED, 0.0)
+        poison.remember(IMAGE, CRASHED, 8.0)
+        assert len(poison) == 1
+        assert poison.recall(IMAGE, 17.0, patience=1.0) is not None
+        assert poison.recall(IMAGE, 18.0, patience=1.0) is None
+        assert not poison.has_size(100)
+
+    def test_it_can_be_switched_off(self) -> None:
+        poison = Poison(0.0)
+        poison.remember(IMAGE, CRASHED, 0.0)
+        assert len(poison) == 0
+
+
+class TestRecognition:
+    @pytest.fixture
+    def opened(self) -> Iterator[list[int]]:
+        """Descriptors to be closed."""
+        descriptors: list[int] = []
+        yield descriptors
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    def test_a_file_is_itself_until_it_changes(self, tmp_path: Path, opened: list[int]) -> None:
+        file = tmp_path / "a"
+        file.write_bytes(b"12345")
+        os.utime(file, ns=(0, 1))
+        opened += [os.open(file, os.O_RDONLY) for _ in range(2)]
+        first = recognise(opened[0])
+        assert first is not None
+        assert first == recognise(opened[1])
+        os.utime(file, ns=(0, 2))
+        assert recognise(opened[0]) != first
+        (tmp_path / "b").write_bytes(b"12345")
+        os.utime(tmp_path / "b", ns=(0, 2))
+        opened.append(os.open(tmp_path / "b", os.O_RDONLY))
+        assert recognise(opened[2]) != recognise(opened[0])
+
+    def test_sealed_bytes_are_known_by_what_they_are(self, opened: list[int]) -> None:
+        opened += [sealed_memfd(data) for data in (b"12345", b"12345", b"12346")]
+        one, same, other = map(recognise, opened)
+        assert one == same != other
+
+    def test_what_may_still_change_is_not_known_by_its_bytes(self, opened: list[int]) -> None:
+        for _ in range(2):
+            opened.append(os.memfd_create("x", os.MFD_ALLOW_SEALING))
+            os.write(opened[-1], b"12345")
+        assert recognise(opened[0]) != recognise(opened[1])
+
+    def test_nothing_is_read_where_it_is_not_worth_it(self, opened: list[int]) -> None:
+        opened.append(sealed_memfd(b"12345"))
+        assert recognise(opened[0], lambda size: size != 5) is None
+
+    def test_a_pipe_is_nobody(self, opened: list[int]) -> None:
+        opened += os.pipe()
+        assert recognise(opened[0]) is None
+
+
+def test_patience_follows_what_batches_take() -> None:
+    usual = Usual()
+    assert usual.patience(100.0) == 0.5
+    for _ in range(100):
+        usual.learn(1.0)
+    assert usual.patience(100.0) == pytest.approx(8.0)
+    usual.learn(0.0)
+    assert 7.0 < usual.patience(100.0) < 8.0
+    assert usual.patience(10.0) == 2.5, "each image of a batch can still be tried alone"
+    assert usual.patience(0.1) == 0.5
+
+
+@pytest.fixture
+def start_poisoned(start_daemon: StartDaemon, tmp_path: Path) -> StartDaemon:
+    """Start daemons that venom works on."""
+
+    def start(*arguments: str) -> DaemonProcess:
+        return start_daemon(*arguments, environment=environment(tmp_path / "site")).wait_ready()
+
+    return start
+
+
+def poisoned(folder: Path, venom: Venom, photo: bytes) -> Path:
+    file = folder / f"{venom.name}.jpg"
+    file.write_bytes(photo + venom.value)
+    return file
+
+
+class TestDaemon:
+    def test_one_that_hangs_holds_nobody_up(
+        self, start_poisoned: StartDaemon, tmp_path: Path, photos: list[bytes]
+    ) -> None:
+        daemon = start_poisoned()  # of one worker, and the standby
+        with daemon.connect() as stuck, daemon.connect() as other:
+            with open(poisoned(tmp_path, Venom.SPIN, photos[0]), "rb") as file:
+                stuck.send(1, descriptor=file.fileno(), timeout=5.0)
+            for photo in photos:
+                assert other.ask(image=photo, timeout=4.9).error is None
+            assert daemon.status()["queue"]["total"] == 1, "the other should still run"
+            assert isinstance(stuck.receive().error, DeadlineExceeded)
+        daemon.wait_status(lambda s: [w["state"] for w in s["workers"]] == ["idle"] * 2)
+
+    def test_those_in_one_batch_with_it_get_their_rows(
+        self, start_poisoned: StartDaemon, tmp_path: Path, photos: list[bytes]
+    ) -> None:
+        daemon = start_poisoned("--workers=1", "--threads=1", "--batch=4")
+        file = poisoned(tmp_path, Venom.HANG, photos[0])
+        with daemon.connect() as peer, open(file, "rb") as image:
+            for number, photo in enumerate(photos):
+                if number == 2:
+                    peer.send(99, descriptor=image.fileno(), timeout=6.0)
+                peer.send(number, image=photo, timeout=6.0)
+            replies = {r.id: r.error for r in (peer.receive() for _ in range(len(photos) + 1))}
+        assert isinstance(replies.pop(99), DeadlineExceeded)
+        assert set(replies.values()) == {None}
+
+    def test_it_is_refused_at_once_until_it_changes(
+        self, start_poisoned: StartDaemon, tmp_path: Path, photos: list[bytes]
+    ) -> None:
+        daemon = start_poisoned()
+        file = poisoned(tmp_path, Venom.HANG, photos[0])
+        with daemon.connect() as peer:
+            with open(file, "rb") as image:
+                assert isinstance(
+                    peer.ask(descriptor=image.fileno(), timeout=2.0).error, DeadlineExceeded
+                )
+            kills = daemon.status()["kills"]["total"]
+            begun = time.monotonic()
+            with open(file, "rb") as image:
+                error = peer.ask(descriptor=image.fileno(), timeout=2.0).error
+            assert time.monotonic() - begun < 2.0
+            assert isinstance(error, DeadlineExceeded)
+            assert "remembered" in str(error)
+            status = daemon.status()
+            assert status["kills"]["total"] == kills
+            assert status["poison"] == {"remembered": 1, "refused": 1}
+            file.write_bytes(photos[1])
+            with open(file, "rb") as image:
+                assert peer.ask(descriptor=image.fileno()).error is None
+
+    def test_a_short_deadline_condemns_no_image(
+        self, start_poisoned: StartDaemon, photos: list[bytes]
+    ) -> None:
+        daemon = start_poisoned()
+        with daemon.connect() as peer:
+            image = photos[0] + Venom.HANG.value
+            assert isinstance(peer.ask(image=image, timeout=0.1).error, DeadlineExceeded)
+            assert daemon.status()["poison"]["remembered"] == 0
+
+    def test_bytes_that_crash_are_known_again(
+        self, start_poisoned: StartDaemon, photos: list[bytes]
+    ) -> None:
+        daemon = start_poisoned()
+        image = photos[0] + Venom.CRASH.value
+        with daemon.connect() as peer:
+            errors = [peer.ask(image=image).error for _ in range(3)]
+            assert all(isinstance(error, WorkerCrashed) for error in errors)
+            assert ["remembered" in str(error) for error in errors] == [False, True, True]
+            assert daemon.status()["kills"]["total"] == 2
+            assert peer.ask(image=photos[0]).error is None
+
+    def test_those_that_wait_meanwhile_are_told_too(
+        self, start_poisoned: StartDaemon, photos: list[bytes]
+    ) -> None:
+        daemon = start_poisoned()
+        image = photos[0] + Venom.CRASH.value
+        with daemon.connect() as peer:
+            for number in range(10):
+                peer.send(number, image=image)
+            errors = [peer.receive().error for _ in range(10)]
+        assert all(isinstance(error, WorkerCrashed) for error in errors)
+        assert daemon.status()["kills"]["total"] <= 4
+
+    def test_one_that_eats_memory_is_too_large(
+        self, start_poisoned: StartDaemon, photos: list[bytes]
+    ) -> None:
+        daemon = start_poisoned("--worker-memory", str(256 << 20))
+        with daemon.connect() as peer:
+            for _ in range(2):
+                assert isinstance(peer.ask(image=photos[0] + Venom.EAT.value).error, TooLarge)
+                assert peer.ask(image=photos[0]).error is None
+        assert daemon.status()["kills"]["total"] == 0

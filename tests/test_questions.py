@@ -1,0 +1,40 @@
+"""Questions that have to wait, by the thousand: what they hold is bounded."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from conftest import StartDaemon
+from vitals import Vitals, frame, held, resident
+
+from swiprctl.errors import Overloaded
+
+pytestmark = pytest.mark.timeout(120)
+
+MIB = 1 << 20
+WAITING = 16  # as swiprd/server.py has it
+
+
+def test_pings_that_wait_are_bounded_for_each_connection(
+    start_daemon: StartDaemon, photos: list[bytes]
+) -> None:
+    count = 60_000  # without a bound they took 160 MiB
+    requests = b"".join(frame(id=identity, op="ping") for identity in range(count))
+    daemon = start_daemon().wait_ready()
+    vitals = Vitals(daemon, photos[0])
+    before = resident(daemon.pid)
+    with daemon.connect() as peer, daemon.connect() as other:
+        with held(daemon):
+            writer = threading.Thread(target=peer.socket.sendall, args=[requests])
+            writer.start()
+            refused = [peer.receive() for _ in range(count - WAITING)]
+            writer.join()
+            assert resident(daemon.pid) - before < 16 * MIB
+            assert all(isinstance(reply.error, Overloaded) for reply in refused)
+            other.send(1, "ping")
+            other.send(2, "status")
+            assert other.receive().id == 2, "another connection's ping is taken, and waits"
+        assert all(peer.receive().error is None for _ in range(WAITING))
+        assert other.receive().id == 1
+    vitals.check()
