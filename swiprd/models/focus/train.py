@@ -133,7 +133,7 @@ def evaluate(folder: Path, photos: Path | None, workers: int) -> None:
             print(f"\n### {title}, {condition}: {len(judged)} pictures of {len(paths)} photographs")
             print(f"\n{table(judged)}\n\nWrong at 0.5: {', '.join(mistakes(judged)) or 'none'}")
             if title == "validation":
-                drawn[condition] = judged
+                drawn[f"{title}, {condition}"] = judged
     for name, path in find_photographs(BLURRED, photos).items():
         print(f"blurred when taken: {name}: {sharpness(loaded, view(path, loaded)):.3f} sharp")
     if drawn:
