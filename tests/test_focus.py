@@ -52,7 +52,7 @@ def bundle() -> Bundle:
 @pytest.fixture(scope="module")
 def loaded(bundle: Bundle) -> Iterator[LoadedModel]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(min(2, threads))
+    torch.set_num_threads(1)  # Two wait for one another for minutes where cores are shared.
     yield load_model(bundle)
     torch.set_num_threads(threads)
 
