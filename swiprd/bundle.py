@@ -20,6 +20,7 @@ Crops = Literal["center", "five", "ten", "grid"]
 Head = Literal["default", "fastai"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "area"]
 Match = Literal["name", "order"]
+Pool = Literal["mean", "logits", "logsumexp"]
 
 PROGRAMS = ("torchscript", "export")
 """Architectures that stand for a program with code of its own in place of weights."""
@@ -46,8 +47,10 @@ class Preprocess:
         middle: where the middle crop lies if that is between two pixels: `even` rounds halves to
             even, as torchvision does, `up` as fastai 0.7 and 1 do, `down` as fastai 2 does.
         grid: rows and columns of `grid`; None otherwise.
+        pool: `mean` averages the crops' probabilities, `logits` their outputs before activation,
+            `logsumexp` the exponentials of their outputs, and takes the logarithm: the crops that
+            speak up decide, and those that have nothing to say change nothing.
         interpolation: one of Pillow's, or `area`, OpenCV's INTER_AREA.
-        pool: `mean` averages the crops' probabilities, `logits` their outputs before activation.
         exif: `apply` turns the picture upright first; the plain torchvision loader ignores it.
         draft: let the JPEG decoder deliver a smaller picture, at least 1.5 times the resized one.
             Faster on large photos and no longer exact, hence off unless the file asks for it.
@@ -61,7 +64,7 @@ class Preprocess:
     crops: Crops = "center"
     middle: Literal["even", "up", "down"] = "even"
     grid: tuple[int, int] | None = None
-    pool: Literal["mean", "logits"] = "mean"
+    pool: Pool = "mean"
     interpolation: Interpolation = "bilinear"
     exif: Literal["ignore", "apply"] = "ignore"
     draft: bool = False
@@ -219,7 +222,7 @@ def _preprocess(table: Table) -> Preprocess:
         crops=crops,
         middle=table.choice("middle", Literal["even", "up", "down"], plain.middle),
         grid=(grid[0], grid[1]) if grid else None,
-        pool=table.choice("pool", Literal["mean", "logits"], plain.pool),
+        pool=table.choice("pool", Pool, plain.pool),
         interpolation=table.choice("interpolation", Interpolation, plain.interpolation),
         exif=table.choice("exif", Literal["ignore", "apply"], plain.exif),
         draft=table.flag("draft", plain.draft),

@@ -8,6 +8,7 @@ Decodes nothing and answers nobody.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from dataclasses import dataclass, replace
@@ -79,10 +80,13 @@ def probabilities(loaded: LoadedModel, crops: torch.Tensor) -> torch.Tensor:
         # less for other architectures and never more. The weights can stay as they are.
         batch = crops.flatten(0, 1).to(loaded.device, memory_format=torch.channels_last)
         outputs = loaded.module(batch).unflatten(0, (images, count))
-        if loaded.bundle.preprocess.pool == "logits":
-            rows = _activate(loaded, outputs.mean(dim=1))
-        else:
-            rows = _activate(loaded, outputs).mean(dim=1)
+        match loaded.bundle.preprocess.pool:
+            case "logits":
+                rows = _activate(loaded, outputs.mean(dim=1))
+            case "logsumexp":
+                rows = _activate(loaded, outputs.logsumexp(dim=1) - math.log(count))
+            case "mean":
+                rows = _activate(loaded, outputs).mean(dim=1)
         return rows.cpu()
 
 

@@ -259,7 +259,7 @@ def test_refusals_of_heads_matches_and_thresholds(folder: Path, toml: str, text:
         ("enlarge = 1", "enlarge: expected true or false, found 1"),
         ('draft = "yes"', 'draft: expected true or false, found "yes"'),
         ('exif = "maybe"', 'exif: expected one of ignore, apply, found "maybe"'),
-        ('pool = "max"', 'pool: expected one of mean, logits, found "max"'),
+        ('pool = "max"', 'pool: expected one of mean, logits, logsumexp, found "max"'),
         (
             'interpolation = "cubic"',
             "interpolation: expected one of nearest, bilinear, bicubic, box, hamming, lanczos, "

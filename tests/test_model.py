@@ -173,8 +173,11 @@ def test_activation_and_pooling(
     outputs = by_hand(module, crops)
     mean = answer(changed(loaded, activation, crops=crops))
     logits = answer(changed(loaded, activation, crops=crops, pool="logits"))
+    joined = answer(changed(loaded, activation, crops=crops, pool="logsumexp"))
     assert torch.allclose(mean, apply(outputs).mean(dim=0), rtol=0, atol=TOLERANCE)
     assert torch.allclose(logits, apply(outputs.mean(dim=0)), rtol=0, atol=TOLERANCE)
+    by_weight = outputs.exp().mean(dim=0).log()
+    assert torch.allclose(joined, apply(by_weight), rtol=0, atol=TOLERANCE)
 
 
 def test_log_softmax_undoes_the_logarithm(resnet: tuple[LoadedModel, torch.nn.Module]) -> None:

@@ -23,10 +23,10 @@ BLURRED = 1
 MARGIN = 32
 
 # Blur in pixels, as the deviation along its widest direction. Optics, demosaicing and resizing
-# leave every photograph a little soft: up to SHARP_MOST it counts as sharp. Nothing is drawn
-# between the two, where people would not agree either.
-SHARP_MOST = 0.7
-BLURRED_LEAST = 1.0
+# leave every photograph a little soft: up to SHARP_MOST it counts as sharp. What is blurred is so
+# on top of that, and by no less than the least of its kind. Nothing is drawn between, where people
+# would not agree either.
+SHARP_MOST = 0.9
 BLURRED_MOST = 8.0
 
 
@@ -53,11 +53,11 @@ class Conditions:
 
 
 HARD = Conditions(
-    noiseless=0.3,
-    noise=0.045,
+    noiseless=0.2,
+    noise=0.05,
     blotchy=0.4,
     blotch=1.2,
-    least_contrast=0.4,
+    least_contrast=0.3,
     recorded=0.8,
     worst_quality=40,
     two_planes=0.3,
@@ -150,13 +150,30 @@ def _softness(sigma: float, side: int) -> Floats:
     return np.asarray(np.exp(-2 * (np.pi * sigma) ** 2 * (fy**2 + fx**2)), dtype=np.float32)
 
 
-def _defocus_or_shake(rng: Rng, sigma: float, side: int) -> Complexes:
-    draw = (_gaussian, _disk, _motion)[int(rng.choice(3, p=[0.3, 0.3, 0.4]))]
-    return _transfer(draw(rng, sigma), side)
+# Each kind of blur, its least deviation, and how often it spoils a photograph, or only the plane
+# that is not the subject's.
+_BLURS = (_gaussian, _disk, _motion)
+_LEAST = (1.3, 0.95, 1.4)  # A disk of radius 1.9, a line of 5 pixels.
+_SPOILING = (0.25, 0.3, 0.45)
+_BEHIND = (0.35, 0.55, 0.1)
+
+
+def _spoil(rng: Rng, side: int) -> Complexes:
+    """Return a blur that nobody would take for sharp; half of them are not far from the least."""
+    kind = int(rng.choice(3, p=_SPOILING))
+    least = _LEAST[kind]
+    most = 2.5 * least if rng.random() < 0.5 else BLURRED_MOST
+    return _transfer(_BLURS[kind](rng, log_uniform(rng, least, most)), side)
+
+
+def _out_of_focus(rng: Rng, side: int) -> Complexes:
+    """Return the blur of a plane before or behind the subject's."""
+    blur = _BLURS[int(rng.choice(3, p=_BEHIND))]
+    return _transfer(blur(rng, log_uniform(rng, 1.5, BLURRED_MOST)), side)
 
 
 def _apply(picture: Floats, transfer: Complexes | Floats) -> Floats:
-    """Filter an H x W x 3 picture; its edges wrap round and are to be cut off."""
+    """Filter a picture, side x side x channels; its edges wrap round and are to be cut off."""
     side = picture.shape[0]
     spectrum = scipy.fft.rfft2(picture, axes=(0, 1)) * transfer[:, :, None]
     return np.asarray(scipy.fft.irfft2(spectrum, s=(side, side), axes=(0, 1)), dtype=np.float32)
@@ -197,7 +214,7 @@ def _expose(rng: Rng, picture: Bytes, gamma: float, least_contrast: float) -> Fl
         picture = np.repeat(grey[:, :, None], 3, axis=2)
     contrast = log_uniform(rng, least_contrast, 1.4)
     level = float(picture.mean()) / 255
-    target = np.clip(level + rng.normal(0, 0.12), 0.12, 0.88)
+    target = np.clip(level + rng.normal(0, 0.15), 0.08, 0.9)
     levels = np.clip((np.arange(256) / 255 - level) * contrast + target, 0, 1)
     levels = levels ** (log_uniform(rng, 0.6, 1.7) * gamma)
     return np.asarray(levels.astype(np.float32)[picture], dtype=np.float32)
@@ -239,11 +256,9 @@ def photograph(
     """Return a side x side x 3 photograph that is SHARP (somewhere, at least) or BLURRED."""
     full = side + 2 * MARGIN
     picture = _view(rng, scenes[int(rng.integers(len(scenes)))], full)
-    if label == SHARP:
-        focus: Complexes | Floats = _softness(rng.uniform(0, SHARP_MOST), full)
-    else:
-        sigma = log_uniform(rng, BLURRED_LEAST, BLURRED_MOST)
-        focus = _defocus_or_shake(rng, sigma, full) * _softness(rng.uniform(0, SHARP_MOST), full)
+    focus: Complexes | Floats = _softness(rng.uniform(0, SHARP_MOST), full)
+    if label == BLURRED:
+        focus = focus * _spoil(rng, full)
     two_planes = rng.random() < conditions.two_planes
     # Light adds up before the tone curve, so true blur makes bright points win; editors and
     # resizers blur after it. Both occur; 2 is near enough to the usual 2.2, and faster.
@@ -253,15 +268,12 @@ def photograph(
         # One plane has the picture's focus, the other is out of focus: bokeh is not blur.
         background = _view(rng, scenes[int(rng.integers(len(scenes)))], full)
         other = _expose(rng, background, gamma, conditions.least_contrast)
-        away = _defocus_or_shake(rng, log_uniform(rng, 1.5, BLURRED_MOST), full)
+        away = _out_of_focus(rng, full)
         mask = _plane(rng, full)[:, :, None]
         if rng.random() < 0.7:  # The subject is near, and its outline as sharp as itself.
-            light = _apply(light * mask, focus) + _apply(other, away) * (
-                1 - _apply(np.repeat(mask, 3, axis=2), focus)
-            )
+            light = _apply(light * mask, focus) + _apply(other, away) * (1 - _apply(mask, focus))
         else:
-            veil = _apply(np.repeat(mask, 3, axis=2), away)
-            light = _apply(other * mask, away) + _apply(light, focus) * (1 - veil)
+            light = _apply(other * mask, away) + _apply(light, focus) * (1 - _apply(mask, away))
     else:
         light = _apply(light, focus)
     shown = np.clip(light[MARGIN:-MARGIN, MARGIN:-MARGIN], 0, 1)
