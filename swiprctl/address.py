@@ -159,10 +159,10 @@ def choose(asked: str | None = None, model: str | None = None) -> Address:
         return Address(system, "system", unit)
     if name != DEFAULT_NAME:
         # The user's own daemon serves the default model: an answer of that one would be a lie.
-        raise NoDaemon(
-            f"no daemon serves a model named {name}: {system} is not there;"
-            f" 'systemctl enable --now {unit}.socket' sets one up; {remedy(unit)}"
-        )
+        text = f"no daemon serves a model named {name}: {system} is not there;"
+        if os.path.exists(f"{name}/model.toml"):
+            raise NoDaemon(f"{text} for the folder of that name say --model ./{name}")
+        raise NoDaemon(f"{text} 'systemctl enable --now {unit}.socket' sets one up; {remedy(unit)}")
     return Address(f"{private_folder()}/{DEFAULT_NAME}.sock", "private")
 
 

@@ -101,6 +101,17 @@ def test_a_models_folder_has_a_socket_of_the_users_own(
     assert choose(None, "./pets").path != found.path, "a daemon of the old one may still be there"
 
 
+@pytest.mark.usefixtures("system")
+def test_a_folder_that_is_named_without_its_slash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pets").mkdir()
+    (tmp_path / "pets" / "model.toml").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NoDaemon, match=r"say --model \./pets$"):
+        choose(None, "pets")
+
+
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(CannotOpen, match=r"model\.toml: No such file .*'swiprd pack' makes"):
         choose(None, f"{tmp_path}/")
