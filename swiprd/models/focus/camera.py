@@ -9,25 +9,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
-import scipy.fft
 import scipy.ndimage
 from PIL import Image, ImageFilter
 
+from swiprd.models.focus.optics import (
+    MARGIN,
+    Transfer,
+    filtered,
+    focused,
+    out_of_focus,
+    spoiled,
+)
 from swiprd.models.focus.scenes import SIDE, Bytes, Floats, Rng, log_uniform, smooth_field
 
 SHARP = 0
 BLURRED = 1
-
-# Pixels around the view that the blur may draw from; the kernels reach at most this far.
-MARGIN = 32
-
-# Blur in pixels, as the deviation along its widest direction. Optics, demosaicing and resizing
-# leave every photograph a little soft: up to SHARP_MOST it counts as sharp. What is blurred is so
-# on top of that, and by no less than the least of its kind. Nothing is drawn between, where people
-# would not agree either.
-SHARP_MOST = 0.9
-BLURRED_MOST = 8.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +36,7 @@ class Conditions:
         least_contrast: the scene's contrast is multiplied by something from this to 1.4.
         recorded: share that goes through JPEG, at qualities down to `worst_quality`.
         two_planes: share with a subject before a background, one of them out of focus.
+        tilted: share that leaves the plane of focus little by little.
     """
 
     noiseless: float
@@ -50,6 +47,7 @@ class Conditions:
     recorded: float
     worst_quality: int
     two_planes: float
+    tilted: float
 
 
 HARD = Conditions(
@@ -61,6 +59,7 @@ HARD = Conditions(
     recorded=0.8,
     worst_quality=40,
     two_planes=0.3,
+    tilted=0.12,
 )
 """Poor light and thrifty files: what the variance of the Laplacian fails at."""
 
@@ -72,7 +71,8 @@ EVERYDAY = Conditions(
     least_contrast=0.5,
     recorded=0.6,
     worst_quality=60,
-    two_planes=0.4,
+    two_planes=0.35,
+    tilted=0.15,
 )
 """Good light: fine texture is not to be taken for noise."""
 
@@ -82,101 +82,6 @@ _SHRINKING = (
     Image.Resampling.BICUBIC,
     Image.Resampling.LANCZOS,
 )
-
-Complexes = npt.NDArray[np.complex64]
-
-
-def _disk(rng: Rng, sigma: float) -> Floats:
-    """Return a defocused point: the aperture's shape, a disk or a polygon; deviation radius/2."""
-    radius = 2 * sigma
-    y, x = np.mgrid[-MARGIN : MARGIN + 1, -MARGIN : MARGIN + 1].astype(np.float32)
-    distance = np.hypot(x, y)
-    if rng.random() < 0.3:
-        blades = int(rng.integers(5, 9))
-        sector = 2 * np.pi / blades
-        angle = (np.arctan2(y, x) + rng.uniform(0, sector)) % sector - sector / 2
-        distance = distance * np.cos(angle) / np.cos(sector / 2)
-    # The rim covers its pixels in part.
-    return np.asarray(np.clip(radius - distance + 0.5, 0, 1), dtype=np.float32)
-
-
-def _gaussian(rng: Rng, sigma: float) -> Floats:
-    """Return a bell, round or squeezed one way."""
-    y, x = np.mgrid[-MARGIN : MARGIN + 1, -MARGIN : MARGIN + 1].astype(np.float32)
-    angle = rng.uniform(0, np.pi)
-    other = sigma * (rng.uniform(0.4, 1) if rng.random() < 0.3 else 1)
-    u = (x * np.cos(angle) + y * np.sin(angle)) / sigma
-    v = (-x * np.sin(angle) + y * np.cos(angle)) / other
-    return np.asarray(np.exp(-0.5 * (u**2 + v**2)), dtype=np.float32)
-
-
-def _motion(rng: Rng, sigma: float) -> Floats:
-    """Return the track of a moved point: a line (deviation length/sqrt(12)) or a shaken curve."""
-    steps = 400
-    if rng.random() < 0.6:
-        track = np.linspace(-0.5, 0.5, steps)[:, None] * np.array([[1.0, 0.0]])
-    else:
-        turns = np.cumsum(rng.normal(0, log_uniform(rng, 0.5, 4) / np.sqrt(steps), steps))
-        track = np.cumsum(np.stack([np.cos(turns), np.sin(turns)], axis=1), axis=0)
-    track = track - track.mean(axis=0)
-    widest = np.sqrt(np.linalg.eigvalsh(np.cov(track.T))[-1])
-    angle = rng.uniform(0, 2 * np.pi)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    track = track @ turn * (sigma / widest)
-    track = np.clip(track, 1 - MARGIN, MARGIN - 1) + MARGIN
-    # Each instant falls on four pixels, by bilinear weights.
-    kernel = np.zeros((2 * MARGIN + 1, 2 * MARGIN + 1), dtype=np.float32)
-    whole = np.floor(track).astype(int)
-    part = track - whole
-    for dx in (0, 1):
-        for dy in (0, 1):
-            share = np.abs(1 - dx - part[:, 0]) * np.abs(1 - dy - part[:, 1])
-            np.add.at(kernel, (whole[:, 1] + dy, whole[:, 0] + dx), share)
-    return kernel
-
-
-def _transfer(kernel: Floats, side: int) -> Complexes:
-    """Return a kernel's transfer function on a square picture."""
-    grid = np.zeros((side, side), dtype=np.float32)
-    grid[: 2 * MARGIN + 1, : 2 * MARGIN + 1] = kernel / kernel.sum()
-    shifted = np.roll(grid, (-MARGIN, -MARGIN), axis=(0, 1))
-    return np.asarray(scipy.fft.rfft2(shifted), dtype=np.complex64)
-
-
-def _softness(sigma: float, side: int) -> Floats:
-    """Return the transfer function of a Gaussian too small to be drawn on the pixel grid."""
-    fy = np.fft.fftfreq(side)[:, None]
-    fx = np.fft.rfftfreq(side)[None, :]
-    return np.asarray(np.exp(-2 * (np.pi * sigma) ** 2 * (fy**2 + fx**2)), dtype=np.float32)
-
-
-# Each kind of blur, its least deviation, and how often it spoils a photograph, or only the plane
-# that is not the subject's.
-_BLURS = (_gaussian, _disk, _motion)
-_LEAST = (1.3, 0.95, 1.4)  # A disk of radius 1.9, a line of 5 pixels.
-_SPOILING = (0.25, 0.3, 0.45)
-_BEHIND = (0.35, 0.55, 0.1)
-
-
-def _spoil(rng: Rng, side: int) -> Complexes:
-    """Return a blur that nobody would take for sharp; half of them are not far from the least."""
-    kind = int(rng.choice(3, p=_SPOILING))
-    least = _LEAST[kind]
-    most = 2.5 * least if rng.random() < 0.5 else BLURRED_MOST
-    return _transfer(_BLURS[kind](rng, log_uniform(rng, least, most)), side)
-
-
-def _out_of_focus(rng: Rng, side: int) -> Complexes:
-    """Return the blur of a plane before or behind the subject's."""
-    blur = _BLURS[int(rng.choice(3, p=_BEHIND))]
-    return _transfer(blur(rng, log_uniform(rng, 1.5, BLURRED_MOST)), side)
-
-
-def _apply(picture: Floats, transfer: Complexes | Floats) -> Floats:
-    """Filter a picture, side x side x channels; its edges wrap round and are to be cut off."""
-    side = picture.shape[0]
-    spectrum = scipy.fft.rfft2(picture, axes=(0, 1)) * transfer[:, :, None]
-    return np.asarray(scipy.fft.irfft2(spectrum, s=(side, side), axes=(0, 1)), dtype=np.float32)
 
 
 def _view(rng: Rng, scene: Bytes, side: int) -> Bytes:
@@ -250,32 +155,52 @@ def _file(rng: Rng, image: Image.Image, conditions: Conditions) -> Bytes:
     return np.asarray(image.convert("RGB"), dtype=np.uint8)
 
 
+def _two_planes(rng: Rng, near: Floats, far: Floats, focus: Transfer) -> Floats:
+    """Return a subject and what is before or behind it, out of focus: bokeh is not blur.
+
+    near: what has the picture's focus. All are side x side x 3, in light.
+    """
+    side = len(near)
+    away = out_of_focus(rng, side)
+    mask = _plane(rng, side)[:, :, None]
+    if rng.random() < 0.7:  # The subject is before it, and its outline as sharp as itself.
+        shown = filtered(near * mask, focus)
+        return shown + filtered(far, away) * (1 - filtered(mask, focus))
+    return filtered(far * mask, away) + filtered(near, focus) * (1 - filtered(mask, away))
+
+
+def _tilted(rng: Rng, light: Floats, focus: Transfer) -> Floats:
+    """Return a meadow or a table: out of focus little by little, from a strip on."""
+    side = len(light)
+    y, x = np.mgrid[0:side, 0:side].astype(np.float32) / side
+    angle, centre = rng.uniform(0, 2 * np.pi), rng.uniform(0.35, 0.65, 2)
+    distance = np.abs((x - centre[0]) * np.cos(angle) + (y - centre[1]) * np.sin(angle))
+    strip, slope = rng.uniform(0.08, 0.3), log_uniform(rng, 0.03, 0.4)
+    share = np.clip((distance - strip) / slope, 0, 1)[:, :, None]
+    away = filtered(light, focus * out_of_focus(rng, side))
+    return np.asarray(filtered(light, focus) * (1 - share) + away * share, dtype=np.float32)
+
+
 def photograph(
     rng: Rng, scenes: Sequence[Bytes] | Bytes, label: int, side: int, conditions: Conditions
 ) -> Bytes:
     """Return a side x side x 3 photograph that is SHARP (somewhere, at least) or BLURRED."""
     full = side + 2 * MARGIN
     picture = _view(rng, scenes[int(rng.integers(len(scenes)))], full)
-    focus: Complexes | Floats = _softness(rng.uniform(0, SHARP_MOST), full)
-    if label == BLURRED:
-        focus = focus * _spoil(rng, full)
-    two_planes = rng.random() < conditions.two_planes
+    focus = spoiled(rng, full) if label == BLURRED else focused(rng, full)
     # Light adds up before the tone curve, so true blur makes bright points win; editors and
     # resizers blur after it. Both occur; 2 is near enough to the usual 2.2, and faster.
     gamma = int(rng.integers(1, 3))
     light = _expose(rng, picture, gamma, conditions.least_contrast)
-    if two_planes:
-        # One plane has the picture's focus, the other is out of focus: bokeh is not blur.
+    kind = rng.random()
+    if kind < conditions.two_planes:
         background = _view(rng, scenes[int(rng.integers(len(scenes)))], full)
-        other = _expose(rng, background, gamma, conditions.least_contrast)
-        away = _out_of_focus(rng, full)
-        mask = _plane(rng, full)[:, :, None]
-        if rng.random() < 0.7:  # The subject is near, and its outline as sharp as itself.
-            light = _apply(light * mask, focus) + _apply(other, away) * (1 - _apply(mask, focus))
-        else:
-            light = _apply(other * mask, away) + _apply(light, focus) * (1 - _apply(mask, away))
+        far = _expose(rng, background, gamma, conditions.least_contrast)
+        light = _two_planes(rng, light, far, focus)
+    elif kind < conditions.two_planes + conditions.tilted:
+        light = _tilted(rng, light, focus)
     else:
-        light = _apply(light, focus)
+        light = filtered(light, focus)
     shown = np.clip(light[MARGIN:-MARGIN, MARGIN:-MARGIN], 0, 1)
     shown = np.sqrt(shown) if gamma == 2 else shown
     pixels = np.clip(_noise(rng, shown, conditions) * 255 + 0.5, 0, 255).astype(np.uint8)

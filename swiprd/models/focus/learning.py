@@ -47,7 +47,7 @@ class Plan:
     """How the network is taught. `state`: a file to take an interrupted run up from."""
 
     seed: int = 1
-    steps: int = 3600
+    steps: int = 16000
     batch: int = 32
     held_out: int = 384
     rate: float = 3e-3

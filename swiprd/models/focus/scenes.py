@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 SIDE = 768
 TEXTURE_SIDE = 512
@@ -36,7 +36,8 @@ def _coloured_noise(rng: Rng) -> Floats:
     fy = np.fft.fftfreq(side)[:, None]
     fx = np.fft.rfftfreq(side)[None, :]
     angle = rng.uniform(0, np.pi)
-    stretch = log_uniform(rng, 2, 12) if rng.random() < 0.4 else 1.0
+    # Stretched further, it would look like motion: nothing but streaks, even to us.
+    stretch = log_uniform(rng, 1.5, 5) if rng.random() < 0.3 else 1.0
     along = (fx * np.cos(angle) + fy * np.sin(angle)) * stretch
     across = -fx * np.sin(angle) + fy * np.cos(angle)
     radius = np.sqrt(along**2 + across**2) + 1.0 / side
@@ -100,6 +101,8 @@ class Painter:
         self._palette = rng.uniform(0, 1, (int(rng.integers(3, 9)), 3)) ** rng.uniform(0.7, 1.6)
         self._saturation = rng.choice([0.0, 0.2, 0.4, 0.9], p=[0.2, 0.3, 0.35, 0.15])
         self._roughness = log_uniform(rng, 0.01, 0.3)
+        # Petals, grass and clouds in focus have outlines that are wide and a grain that is fine.
+        self._feather = log_uniform(rng, 1, 10) if rng.random() < 0.2 else 0.0
         self.canvas = Image.new("RGB", (SIDE, SIDE), self.colour())
 
     def colour(self) -> Colour:
@@ -115,7 +118,7 @@ class Painter:
         rng = self._rng
         base = np.asarray(self.colour(), dtype=np.float32)
         value = np.zeros((height, width), dtype=np.float32)
-        if rng.random() < 0.75:
+        if self._feather or rng.random() < 0.75:
             texture = self._textures[int(rng.integers(len(self._textures)))]
             top = int(rng.integers(TEXTURE_SIDE))
             left = int(rng.integers(TEXTURE_SIDE))
@@ -140,6 +143,8 @@ class Painter:
             return
         mask = Image.new("L", (size, size))
         ImageDraw.Draw(mask).polygon(points, fill=255)
+        if self._feather:
+            mask = mask.filter(ImageFilter.GaussianBlur(min(self._feather, size / 8)))
         self.canvas.paste(self.surface(size, size), (x, y), mask)
 
     def _outline(self, size: int) -> list[tuple[float, float]]:

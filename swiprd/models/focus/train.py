@@ -51,8 +51,8 @@ class Settings:
     """Everything that the weights depend on, where they go, and how hard to work."""
 
     seed: int = 1
-    scenes: int = 800
-    closeups: int = 400
+    scenes: int = 1200
+    closeups: int = 600
     steps: int = Plan.steps
     batch: int = Plan.batch
     held_out: int = Plan.held_out
