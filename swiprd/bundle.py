@@ -16,6 +16,7 @@ from typing import Any, Literal
 from swiprd.tables import BundleError, Table, read
 
 Activation = Literal["softmax", "sigmoid", "log_softmax", "none"]
+Edge = Literal["short", "long", "both"]
 Crops = Literal["center", "five", "ten", "grid"]
 Head = Literal["default", "fastai"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "area"]
@@ -40,8 +41,9 @@ class Preprocess:
 
     Attributes:
         resize: pixels that the named edge gets; None (`resize = 0` in the file) keeps the size.
-        edge: which edge `resize` names; the other follows in proportion.
-        enlarge: False leaves a picture alone whose edge is already shorter than `resize`.
+        edge: which edge `resize` names; the other follows in proportion. `both` makes a square of
+            the picture, as torchvision's Resize((n, n)) and fastai's `squish` do.
+        enlarge: False leaves an edge alone that is already shorter than `resize`.
         crop: edge of the square crops, in pixels.
         crops: where they are taken; `five` and `ten` as in torchvision, `grid` evenly spaced.
         middle: where the middle crop lies if that is between two pixels: `even` rounds halves to
@@ -58,7 +60,7 @@ class Preprocess:
     """
 
     resize: int | None = 256
-    edge: Literal["short", "long"] = "short"
+    edge: Edge = "short"
     enlarge: bool = True
     crop: int = 224
     crops: Crops = "center"
@@ -216,7 +218,7 @@ def _preprocess(table: Table) -> Preprocess:
     resize = table.whole("resize", 0, 4096)
     return Preprocess(
         resize=plain.resize if resize is None else resize or None,
-        edge=table.choice("edge", Literal["short", "long"], plain.edge),
+        edge=table.choice("edge", Edge, plain.edge),
         enlarge=table.flag("enlarge", plain.enlarge),
         crop=table.whole("crop", 1, 4096) or plain.crop,
         crops=crops,

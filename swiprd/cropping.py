@@ -56,8 +56,13 @@ def resized(width: int, height: int, recipe: Preprocess) -> tuple[int, int]:
     For the short edge the other one is truncated, as torchvision.transforms.Resize does it; for
     the long edge, which torchvision has not, it is rounded and at least 1.
     """
+    if recipe.resize is None:
+        return width, height
+    if recipe.edge == "both":
+        edge = recipe.resize
+        return (edge, edge) if recipe.enlarge else (min(width, edge), min(height, edge))
     named = min(width, height) if recipe.edge == "short" else max(width, height)
-    if recipe.resize is None or named == recipe.resize:
+    if named == recipe.resize:
         return width, height
     if named < recipe.resize and not recipe.enlarge:
         return width, height

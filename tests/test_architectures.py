@@ -20,10 +20,13 @@ from PIL import Image
 from torch import nn
 
 from swiprd import architectures, images
+from swiprd.architectures import import_timm
 from swiprd.bundle import load_bundle
+from swiprd.cropping import preprocess
 from swiprd.matching import shapes
 from swiprd.mending import import_torchvision
 from swiprd.model import LoadedModel, load_model, probabilities
+from swiprd.pack.recipes import for_timm
 from swiprd.skeleton import Skeleton
 from swiprd.tables import BundleError
 
@@ -325,6 +328,19 @@ def test_timm_s_own_transform_and_ours(tmp_path: Path) -> None:
     assert torch.allclose(row, expected, rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("name", ["convnext_atto.d2_in1k", "coat_lite_medium_384.in1k"])
+def test_what_pack_writes_for_timm_is_timm_s_own_transform(name: str) -> None:
+    """The second one squashes pictures to a square, as over a hundred of timm's do."""
+    pytest.importorskip("timm")
+    timm: Any = import_timm()
+    data: Any = importlib.import_module("timm.data")
+    config = data.resolve_data_config({}, pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
+    image = picture(400, 300).convert("RGB")
+    expected = data.create_transform(**config)(image)
+    found = preprocess(image, for_timm(f"timm:{name}").preprocess)[0]
+    assert torch.allclose(found, expected, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [("timm:convnext_tinny", "timm:convnext_tiny"), ("timm:qqq", "timm:convnext_tiny")],
@@ -352,7 +368,9 @@ import os, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
+from swiprd.architectures import import_timm
 from swiprd.bundle import load_bundle
+from swiprd.cropping import preprocess
 from swiprd.model import load_model, probabilities
 before = len(os.listdir("/proc/self/task"))
 loaded = load_model(load_bundle(Path(sys.argv[1])))

@@ -46,7 +46,8 @@ def by_torchvision(image: Image.Image, recipe: Preprocess) -> torch.Tensor:
     }[recipe.crops](recipe.crop)
     interpolation = transforms.InterpolationMode(recipe.interpolation)
     assert recipe.resize is not None
-    resize = transforms.Resize(recipe.resize, interpolation, antialias=True)
+    size = (recipe.resize, recipe.resize) if recipe.edge == "both" else recipe.resize
+    resize = transforms.Resize(size, interpolation, antialias=True)
     finish = transforms.Compose(
         [transforms.ToTensor(), transforms.Normalize(recipe.mean, recipe.std)]
     )
@@ -152,6 +153,7 @@ def test_a_descriptor_that_is_none() -> None:
     height=st.integers(1, 300),
     mode=st.sampled_from(["L", "P", "RGB", "RGBA", "CMYK", "YCbCr"]),
     resize=st.integers(1, 80),
+    edge=st.sampled_from(["short", "both"]),
     crop=st.integers(1, 100),
     crops=st.sampled_from(["center", "five", "ten"]),
     interpolation=st.sampled_from(["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]),
@@ -228,6 +230,9 @@ def test_psd_and_text_are_refused_and_no_plugin_is_imported_for_them() -> None:
         ((1000, 200), {"enlarge": False}, (1000, 200)),
         ((1000, 500), {"enlarge": False}, (512, 256)),
         ((1000, 500), {"resize": None}, (1000, 500)),
+        ((500, 375), {"edge": "both"}, (256, 256)),
+        ((100, 375), {"edge": "both", "enlarge": False}, (100, 256)),
+        ((500, 375), {"edge": "both", "resize": None}, (500, 375)),
         ((4000, 3000), {"edge": "long", "resize": 1024}, (1024, 768)),
         ((3000, 4000), {"edge": "long", "resize": 1024}, (768, 1024)),
         ((3, 4000), {"edge": "long", "resize": 100}, (1, 100)),

@@ -665,6 +665,11 @@ class TestFolder:
         assert described["activation"] == "sigmoid"
         described = pack.made(checkpoint, "--labels", "a,b", "--crop", "112", "--force")
         assert described["preprocess"]["resize"] == 128  # in proportion
+        # torchvision's Resize((112, 112)), and fastai's squish
+        squashed = ("--labels", "a,b", "--crop", "112", "--edge", "both", "--force")
+        described = pack.made(checkpoint, *squashed)
+        chosen = {key: described["preprocess"][key] for key in ("resize", "edge", "crop")}
+        assert chosen == {"resize": 112, "edge": "both", "crop": 112}
 
     def test_whoever_stops_reading_gets_the_folder_all_the_same(
         self, checkpoint: Path, tmp_path: Path

@@ -206,7 +206,8 @@ def _print(text: str) -> None:
 
 
 def _summary(preprocess: Preprocess) -> str:
-    size = f"resize {preprocess.resize}" if preprocess.resize else "no resize"
+    edge = {"short": "", "long": " (long edge)", "both": " (both edges)"}[preprocess.edge]
+    size = f"resize {preprocess.resize}{edge}" if preprocess.resize else "no resize"
     crops = "" if preprocess.crops == "center" else f" ({preprocess.crops})"
     turned = ", upright by EXIF" if preprocess.exif == "apply" else ""
     mean, std = (",".join(f"{one:g}" for one in v) for v in (preprocess.mean, preprocess.std))

@@ -92,6 +92,8 @@ def describe(lines: Sequence[Line], preprocess: Preprocess, source: str, origin:
 def _keys(preprocess: Preprocess) -> Iterator[tuple[str, object]]:
     """Yield what stands under [preprocess]: all that says how, and of the rest what differs."""
     yield "resize", preprocess.resize or 0
+    if preprocess.edge != "short":
+        yield "edge", preprocess.edge
     yield "crop", preprocess.crop
     yield "crops", preprocess.crops
     if preprocess.middle != "even":

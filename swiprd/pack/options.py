@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
-from swiprd.bundle import Activation, Crops, Interpolation
+from swiprd.bundle import Activation, Crops, Edge, Interpolation
 
 # A grid needs its rows and columns; model.toml is the place for that.
 CROPS = tuple(one for one in get_args(Crops) if one != "grid")
@@ -42,7 +42,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--activation", choices=get_args(Activation), help="what makes outputs probabilities")
     add("--multi-label", action="store_true", help="several labels a picture: --activation sigmoid")
-    add("--resize", type=_pixels(0), metavar="N", help="pixels of the short side; 0 keeps the size")
+    add("--resize", type=_pixels(0), metavar="N", help="pixels of --edge; 0 keeps the size")
+    add("--edge", choices=get_args(Edge), help="short (default), long, or both: squashed square")
     add("--crop", type=_pixels(1), metavar="N", help="edge of the crops in pixels")
     add("--crops", choices=CROPS, help="which crops; their probabilities are averaged")
     add("--interpolation", choices=get_args(Interpolation), help="how pictures are resized")

@@ -156,11 +156,13 @@ def override(recipe: Recipe, options: argparse.Namespace) -> Recipe:
     plain = recipe.preprocess
     said: dict[str, Any] = {
         key: getattr(options, key)
-        for key in ("crop", "crops", "interpolation", "exif", "mean", "std")
+        for key in ("edge", "crop", "crops", "interpolation", "exif", "mean", "std")
         if getattr(options, key) is not None
     }
     if options.resize is not None:
         said["resize"] = options.resize or None
+    elif options.edge == "both":
+        said["resize"] = options.crop or plain.crop
     elif options.crop is not None and plain.resize is not None:
         said["resize"] = max(options.crop, round(plain.resize * options.crop / plain.crop))
     changed = [key for key, value in said.items() if value != getattr(plain, key)]

@@ -119,7 +119,7 @@ def for_timm(architecture: str) -> Recipe:
     crop = found["input_size"][-1]
     notes = []
     mode = found.get("crop_mode", "center")
-    if mode != "center":
+    if mode not in ("center", "squash"):
         notes.append(f'timm would crop by "{mode}"; swipr takes the centre of the short side')
     resize = int(crop / found["crop_pct"])  # as timm.data.transforms_factory has it
     interpolation = found["interpolation"]
@@ -128,6 +128,7 @@ def for_timm(architecture: str) -> Recipe:
     return Recipe(
         preprocess=Preprocess(
             resize=resize,
+            edge="both" if mode == "squash" else "short",
             crop=crop,
             interpolation=interpolation,
             mean=_three(found["mean"]),
