@@ -1,5 +1,5 @@
 # make demo   predictions on the sample photographs, from nothing
-# make test   the whole suite
+# make test   the whole suite, in TEST_JOBS=2 processes
 # make lint   ruff and strict mypy
 # make deb    the Debian packages, into dist/ (as root)
 # make e2e    the packages on a Debian 13 with a real systemd (as root); STEPS="1 6" for some of it
@@ -8,6 +8,7 @@
 # make clean  forget the environment
 
 PYTHON ?= python3
+TEST_JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint .ci/constraints.txt
@@ -19,7 +20,7 @@ demo: $(VENV)/.daemon
 	@$(BIN)/python tests/demo.py
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist worksteal $(TEST_ARGS)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check

@@ -13,7 +13,8 @@ from swiprd import ownsocket
 from swiprd.config import Settings
 from swiprd.log import log
 from swiprd.server import Server
-from swiprd.service import Phase, Service
+from swiprd.service import Service
+from swiprd.succession import Phase
 from swiprd.systemd import Manager
 
 _DRAIN = 25.0  # seconds; systemd's TimeoutStopSec= is 30
@@ -111,7 +112,7 @@ class Daemon:
 
     async def _reload_now(self, service: Service) -> None:
         with contextlib.suppress(SwiprError):  # logged and in the status by now
-            await service.reload()
+            await service.model.reload()
 
     def _reloads(self, begun: bool, line: str) -> None:
         """A model that serves is being replaced, or that is over, one way or the other."""

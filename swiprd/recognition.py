@@ -1,4 +1,4 @@
-"""Which image is behind a descriptor, told without decoding it.
+"""Which image is behind a descriptor, told without decoding it, and what is known against it.
 
 A file is known by where it lies and when it changed; what lies only in memory and is sealed, by
 its bytes, as each sending of them is a new memfd.
@@ -12,8 +12,10 @@ import os
 import stat
 from collections.abc import Callable
 
+from swiprctl.errors import SwiprError
 from swiprd.kernel import statx
-from swiprd.poison import Identity
+from swiprd.log import log
+from swiprd.poison import Identity, Poison
 
 _FIXED = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 _CHUNK = 1 << 20
@@ -34,6 +36,22 @@ def recognise(descriptor: int, worth_it: Callable[[int], bool] = lambda _: True)
     except OSError:
         return None
     return Identity(info.size, (info.device, info.inode, info.modified))
+
+
+def recall(poison: Poison, descriptor: int, now: float, deadline: float) -> SwiprError | None:
+    """What the sender of an image is told at once that is known to hang or crash workers."""
+    image = recognise(descriptor, poison.has_size) if len(poison) else None
+    return None if image is None else poison.recall(image, now, patience=deadline - now)
+
+
+def remember(
+    poison: Poison, descriptor: int, error: SwiprError, now: float, ran: float = float("inf")
+) -> None:
+    """Take note of what an image has done; see `Poison.remember`."""
+    image = recognise(descriptor)
+    if image is not None:
+        log.warning("remembered, and refused for %g s: %s", poison.seconds, error)
+        poison.remember(image, error, now, ran=ran)
 
 
 def _is_fixed(descriptor: int) -> bool:

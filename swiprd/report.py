@@ -60,8 +60,10 @@ def describe_work(
     }
 
 
-def describe_staff(staff: Supervisor, now: float) -> dict[str, object]:
-    """The processes, and those that had to be killed or died."""
+def describe_staff(staff: Supervisor | None, now: float) -> dict[str, object]:
+    """The processes, and those that had to be killed or died; None: no model serves."""
+    if staff is None:
+        return {"model": "", "workers": []}
     return {
         "model": staff.described.get("model", ""),
         "shape": asdict(staff.shape),

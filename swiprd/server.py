@@ -213,7 +213,7 @@ class Server:
                     " try sudo swiprctl reload"
                 )
             if request.op in ("ping", "reload") or (
-                request.op == "model" and not self._service.settled
+                request.op == "model" and not self._service.model.settled
             ):
                 if connection.questions >= _QUESTIONS:
                     raise Overloaded(f"{connection.questions} questions wait already", 1.0)
@@ -250,7 +250,7 @@ class Server:
 
     def _describe(self, op: str) -> dict[str, object]:
         if op == "model":
-            return self._service.describe()
+            return self._service.model.describe()
         return {
             **self._service.status(),
             "connections": len(self._connections),
@@ -270,10 +270,10 @@ class Server:
                 case "ping":
                     outcome = await service.ping()
                 case "reload":
-                    outcome = await service.reload()
+                    outcome = await service.model.reload()
                 case _:
-                    await service.wait_settled()
-                    outcome = service.describe()
+                    await service.model.wait_settled()
+                    outcome = service.model.describe()
         except SwiprError as error:
             outcome = error
         except OSError as error:

@@ -50,7 +50,6 @@ PRINTED = {"swiprctl.report", "swiprctl.rows"}
 LONGEST = 300
 LONG = {
     "swiprd.supervisor",
-    "swiprd.service",
 }
 """Modules that are longer. Each should be on its way out of this set."""
 

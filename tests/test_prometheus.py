@@ -9,7 +9,7 @@ from daemonprocess import DaemonProcess
 
 from swiprctl.prometheus import STATES, WORKER_STATES, samples
 from swiprd.lifecycle import State
-from swiprd.service import Phase
+from swiprd.succession import Phase
 
 pytestmark = pytest.mark.timeout(60)
 
