@@ -36,24 +36,12 @@ PREPROCESS = Preprocess(
     std=(0.25, 0.25, 0.25),
 )
 
-# Added to the output for "blurred" after training, so that 0.5 divides real photographs as it
-# does generated ones: chosen on the photographs to tune on, before any other was scored.
-LEANING = 0.7
-
 
 def build_network() -> nn.Module:
     """Return the network, untrained."""
     models = import_torchvision().models
     network: nn.Module = models.get_model(ARCHITECTURE, weights=None, num_classes=len(LABELS))
     return network
-
-
-def lean(network: nn.Module) -> None:
-    """Add LEANING to the last layer. Joined by logsumexp, all crops' is the picture's."""
-    last = network.get_submodule("fc")
-    assert isinstance(last, nn.Linear)
-    with torch.no_grad():
-        last.bias[LABELS.index("blurred")] += LEANING
 
 
 def save_weights(network: nn.Module, path: Path) -> None:

@@ -109,7 +109,6 @@ def make(settings: Settings) -> None:
     settings.out.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     model, record = train(settings)
-    recipe.lean(model)
     recipe.save_weights(model, settings.out / "weights.pth")
     save_canary(settings.out / "canary.jpg", settings.seed)
     recipe.describe(settings.out)
