@@ -97,6 +97,13 @@ class TestUsage:
         assert (ended.returncode, ended.stderr) == (0, "")
         assert ended.stdout.startswith("usage: swiprd ")
 
+    def test_more_digits_than_python_reads(self) -> None:
+        line = complaint(USAGE, "pack", "c.pth", "--resize", "9" * 5000)
+        assert line == (
+            "swiprd pack: argument --resize: expected a whole number from 0 to 4096,"
+            f" found '{'9' * 39}…' (see swiprd pack --help)"
+        )
+
     def test_version(self) -> None:
         ended = swiprd("--version")
         assert (ended.returncode, ended.stdout) == (0, f"swiprd {__version__}\n")

@@ -619,6 +619,7 @@ class TestFolder:
                 ["--labels", "a,b", "--multi-label", "--activation", "softmax"],
                 "give one of them",
             ),
+            (64, ["--labels", "a,b", "--crop", "4096"], "--crop 4096: pictures would in"),
             (70, ["--labels", "a,b", "--crop", "1", "--mean", "1e38", "--std", "1e-38"], "number"),
         ],
     )
