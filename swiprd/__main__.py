@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from swiprctl.version import __version__
-from swiprd import ownsocket
+from swiprd import ownsocket, terminal
 from swiprd.config import ConfigError, Settings, add_options, load_settings
 from swiprd.daemon import Daemon
 from swiprd.forkserver import ENVIRONMENT
@@ -31,26 +31,42 @@ class _Parser(argparse.ArgumentParser):
         """Refuse the command line."""
         self.exit(_EX_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """Leave, once what was printed (--help, --version) has got through."""
+        try:
+            terminal.put(b"")
+        except terminal.OutputFailed as error:
+            status = error.status
+            message = None if error.unread else f"{self.prog}: {error}\n"
+        super().exit(status, message)
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command line; return the exit status."""
+    terminal.set_up()
     options = _parser().parse_args(argv)
+    if options.command == "serve":
+        set_up()
+        try:
+            return _serve(options)
+        except ConfigError as error:
+            print(f"swiprd: {error}", file=sys.stderr)
+            return _EX_CONFIG
+    with terminal.ended_by_interrupts():
+        return _run_once(options)
+
+
+def _run_once(options: argparse.Namespace) -> int:
+    """Do what needs no daemon, in this process."""
     if options.command == "check":
         # Before torch is imported. The forkserver's other variables keep it from using threads.
         os.environ.setdefault("GOMP_SPINCOUNT", ENVIRONMENT["GOMP_SPINCOUNT"])
         from swiprd.check import check  # not above: a daemon's front must not import torch
 
         return check(options.folder, options.images, options.device)
-    if options.command == "pack":
-        from swiprd.pack.command import run
+    from swiprd.pack.command import run
 
-        return run(options)
-    set_up()
-    try:
-        return _serve(options)
-    except ConfigError as error:
-        print(f"swiprd: {error}", file=sys.stderr)
-        return _EX_CONFIG
+    return run(options)
 
 
 def _parser() -> argparse.ArgumentParser:

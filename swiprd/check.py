@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import torch
 from swiprctl.errors import CannotOpen, SwiprError
 from swiprctl.report import lines
 from swiprctl.rows import row
-from swiprd import images, model
+from swiprd import images, model, terminal
 from swiprd.bundle import Bundle, load_bundle
 from swiprd.canary import WrongAnswer
 from swiprd.canaryimage import canary_of
@@ -58,11 +57,19 @@ def check(folder: Path, paths: Sequence[Path], device: str) -> int:
     """Print what the model is, then a row for each picture; return the exit status.
 
     0 if all went well; 78 if something in the folder is wrong, 70 if the model cannot answer;
-    65 or 66 for the first picture that is none or cannot be opened, whose row is missing.
+    65 or 66 for the first picture that is none or cannot be opened, whose row is missing; 74 if
+    standard output takes nothing, and 141 if nobody reads it.
 
     Args:
         device: "auto", "cpu" or "cuda".
     """
+    try:
+        return _check(folder, paths, device)
+    except terminal.OutputFailed as error:
+        return error.status if error.unread else _complain(str(error), error.status)
+
+
+def _check(folder: Path, paths: Sequence[Path], device: str) -> int:
     try:
         bundle = load_bundle(folder)
         digest = _digest(bundle)
@@ -78,10 +85,9 @@ def check(folder: Path, paths: Sequence[Path], device: str) -> int:
     except CheckFailed as error:
         return _complain(f"{folder}: {error}", error.status)
     for line in lines(_describe(loaded, digest, seconds)):
-        print(line)
-    sys.stdout.flush()
+        terminal.put(line)
     if paths:
-        print(flush=True)
+        terminal.put("")
     status = 0
     for path in paths:
         try:
@@ -92,13 +98,12 @@ def check(folder: Path, paths: Sequence[Path], device: str) -> int:
         except CheckFailed as error:
             return _complain(f"{path}: {error}", error.status)
         else:
-            sys.stdout.buffer.write(row(answer.row, str(path) if len(paths) > 1 else None))
-            sys.stdout.flush()
+            terminal.put(row(answer.row, str(path) if len(paths) > 1 else None))
     return status
 
 
 def _complain(message: str, status: int) -> int:
-    print(f"swiprd: {message}", file=sys.stderr)
+    terminal.complain("swiprd", message)
     return status
 
 

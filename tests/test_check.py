@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from modelfolders import make_folder, photo
+from modelfolders import make_folder, make_module, photo
 
 from swiprd import images
 from swiprd.bundle import load_bundle
@@ -186,6 +186,47 @@ def test_a_forward_pass_that_fails(spoilt: Path, capfd: pytest.CaptureFixture[st
     for path in (spoilt, file, spoilt / "weights.pth"):
         path.chmod(0o755)
     assert refusal(capfd, 70, spoilt).startswith(f"{spoilt}: the forward pass fails: ")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "sink", "expected", "words"),
+    [
+        ("utf-8", "/dev/full", 74, "swiprd: standard output: No space left on device\n"),
+        ("utf-8", "nobody", 141, ""),
+        ("latin-1", os.devnull, 0, ""),
+    ],
+)
+def test_an_output_that_does_not_take_it(
+    spoilt: Path, encoding: str, sink: str, expected: int, words: str
+) -> None:
+    labels = spoilt / "labels.txt"
+    labels.write_text(labels.read_text().replace("class0", "Žluť"))
+    if sink == "nobody":
+        reading, writing = os.pipe()
+        os.close(reading)
+    else:
+        writing = os.open(sink, os.O_WRONLY)
+    with open(writing, "wb") as output:
+        ended = subprocess.run(
+            [sys.executable, "-P", "-m", "swiprd", "check", spoilt, "--device", "cpu"],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": encoding},
+            stdout=output,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=50,
+        )
+    assert (ended.stderr, ended.returncode) == (words, expected)
+
+
+def test_a_name_cannot_move_the_terminals_cursor(
+    spoilt: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    state = make_module("shufflenet_v2_x0_5").state_dict()
+    state["evil\x1b]0;PWNED\x07\x1b[31m"] = torch.zeros(3)
+    torch.save(state, spoilt / "weights.pth")
+    said = refusal(capfd, 78, spoilt)
+    assert "evil?]0;PWNED??[31m" in said
+    assert said.isprintable()
 
 
 def test_what_it_needs_is_asked_for() -> None:

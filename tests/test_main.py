@@ -97,6 +97,33 @@ class TestUsage:
         assert (ended.returncode, ended.stderr) == (0, "")
         assert ended.stdout.startswith("usage: swiprd ")
 
+    def test_help_in_a_locale_that_lacks_its_characters(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+        ended = swiprd("pack", "--help")
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert "A,B,\\u2026" in ended.stdout
+
+    def test_help_that_does_not_get_through(self) -> None:
+        with open("/dev/full", "w") as full:
+            ended = subprocess.run(
+                [sys.executable, "-P", "-m", "swiprd", "pack", "--help"],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=30,
+            )
+        assert ended.returncode == 74
+        assert ended.stderr == "swiprd pack: standard output: No space left on device\n"
+
+    def test_more_digits_than_python_reads(self) -> None:
+        line = complaint(USAGE, "pack", "c.pth", "--resize", "9" * 5000)
+        assert line == (
+            "swiprd pack: argument --resize: expected a whole number from 0 to 4096,"
+            f" found '{'9' * 39}…' (see swiprd pack --help)"
+        )
+
     def test_version(self) -> None:
         ended = swiprd("--version")
         assert (ended.returncode, ended.stdout) == (0, f"swiprd {__version__}\n")

@@ -6,9 +6,12 @@ import csv
 import hashlib
 import os
 import resource
+import shutil
+import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +32,8 @@ from swiprd.__main__ import main
 from swiprd.bundle import load_bundle
 from swiprd.mending import import_torchvision
 from swiprd.model import load_model, probabilities
+from swiprd.pack.errors import CannotWrite, Interrupted
+from swiprd.pack.folder import making
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -619,6 +624,11 @@ class TestFolder:
                 ["--labels", "a,b", "--multi-label", "--activation", "softmax"],
                 "give one of them",
             ),
+            (
+                64,
+                ["--labels", "a,b", "--crop", "4096"],
+                "--crop 4096: pictures would in",
+            ),
             (70, ["--labels", "a,b", "--crop", "1", "--mean", "1e38", "--std", "1e-38"], "number"),
         ],
     )
@@ -696,8 +706,246 @@ class TestFolder:
             said = pack.refused(74, checkpoint, "--labels", "a,b")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-        assert said.startswith(str(pack.folder))
+        assert said == f"{pack.folder}: File too large"
         assert [one.name for one in checkpoint.parent.iterdir()] == ["c.pth"]
+
+    def test_a_path_that_torch_cannot_open(self, checkpoint: Path, pack: Pack) -> None:
+        above = Path(os.fsdecode(os.fsencode(checkpoint.parent) + b"/d\xff"))
+        above.mkdir()
+        pack.folder = above / "packed"
+        said = pack.refused(73, checkpoint, "--labels", "a,b")
+        assert said.startswith(f"{checkpoint.parent}/d?/packed: has bytes in its path")
+
+    def test_weights_that_are_no_numbers(self, pack: Pack, checkpoint: Path) -> None:
+        state = torch.load(checkpoint)
+        state["fc.weight"][1, 7] = torch.nan
+        torch.save(state, checkpoint)
+        said = pack.refused(70, checkpoint, "--labels", "a,b")
+        assert said.startswith(f"{checkpoint}: the answer to a picture is not a number")
+        assert 'such as "fc.weight"' in said
+        assert said.endswith("Take a checkpoint from before that")
+
+    def test_a_name_cannot_move_the_terminals_cursor(self, pack: Pack, checkpoint: Path) -> None:
+        state = torch.load(checkpoint)
+        state["evil\x1b]0;PWNED\x07\x1b[31m"] = torch.zeros(3)
+        torch.save(state, checkpoint)
+        options = ("--labels", "a,b", "--architecture", "shufflenet_v2_x0_5")
+        said = pack.refused(65, checkpoint, *options)
+        assert "evil?]0;PWNED??[31m" in said
+        assert said.isprintable()
+
+    @pytest.mark.parametrize("umask", [0o002, 0o000])
+    def test_a_program_whatever_the_umask(self, pack: Pack, tmp_path: Path, umask: int) -> None:
+        module = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+        torch.jit.trace(module, recipe(JPEG)).save(tmp_path / "model.pt")
+        old = os.umask(umask)
+        try:
+            pack.made(tmp_path / "model.pt", "--labels", "a,b", "--architecture", "torchscript")
+        finally:
+            os.umask(old)
+        for file in (pack.folder / "program.pt", pack.folder / "model.toml"):
+            assert stat.S_IMODE(file.stat().st_mode) == 0o644
+
+    def test_nobody_else_reaches_it_before_it_is_proven(self, tmp_path: Path) -> None:
+        old = os.umask(0)
+        try:
+            with making(tmp_path / "m", replace=False, note=print) as made:
+                assert stat.S_IMODE(made.stat().st_mode) == 0o700
+        finally:
+            os.umask(old)
+        assert stat.S_IMODE((tmp_path / "m").stat().st_mode) == 0o755
+
+    def test_an_output_that_is_full(self, checkpoint: Path, tmp_path: Path) -> None:
+        with open("/dev/full", "wb") as full:
+            ended = pack_alone(checkpoint, tmp_path / "m", stdout=full)
+        _, err = ended.communicate(timeout=50)
+        assert ended.returncode == 74
+        assert err == b"swiprd pack: standard output: No space left on device; nothing was made\n"
+        assert [one.name for one in tmp_path.iterdir()] == ["c.pth"]
+
+    def test_labels_that_the_locale_has_not(
+        self, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+        monkeypatch.setenv("PYTHONUTF8", "1")
+        ended = pack_alone(checkpoint, tmp_path / "m", labels="Žluť,b", stdout=subprocess.PIPE)
+        out, err = ended.communicate(timeout=50)
+        assert (ended.returncode, err) == (0, b"")
+        assert b"\nlabels       \\u017dlu\\u0165, b (" in out
+        assert (tmp_path / "m" / "labels.txt").read_text(encoding="utf-8") == "Žluť\nb\n"
+
+
+class TestInterruption:
+    """Half a folder is none, and is not left behind either."""
+
+    def make_struck(self, folder: Path, number: signal.Signals) -> None:
+        with making(folder, replace=False, note=print) as made:
+            (made / "weights.pth").write_bytes(b"0")
+            os.kill(os.getpid(), number)
+            pytest.fail("nothing happened")
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+    def test_a_signal_while_it_is_made(self, tmp_path: Path, number: signal.Signals) -> None:
+        before = signal.getsignal(number)
+        with pytest.raises(Interrupted) as caught:
+            self.make_struck(tmp_path / "m", number)
+        assert caught.value.exit_status == 128 + number
+        assert list(tmp_path.iterdir()) == []
+        assert signal.getsignal(number) == before
+
+    def test_what_nohup_ignores_is_ignored(self, tmp_path: Path) -> None:
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            with making(tmp_path / "m", replace=False, note=print):
+                os.kill(os.getpid(), signal.SIGHUP)
+        finally:
+            signal.signal(signal.SIGHUP, before)
+        assert (tmp_path / "m").is_dir()
+
+    @pytest.mark.parametrize("place", ["making", "replacing", "cleaning up"])
+    def test_one_at_a_bad_moment(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+    ) -> None:
+        """It waits: for the folder to be there, to be in its place, or to be gone."""
+        folder = tmp_path / "m"
+        folder.mkdir()
+        (folder / "model.toml").write_text("old")
+
+        def struck(owner: Any, name: str) -> None:
+            done = getattr(owner, name)
+
+            def strike(*arguments: Any, **options: Any) -> Any:
+                result = done(*arguments, **options)
+                os.kill(os.getpid(), signal.SIGTERM)
+                return result
+
+            monkeypatch.setattr(owner, name, strike)
+
+        if place == "making":
+            struck(tempfile, "mkdtemp")
+        elif place == "replacing":
+            struck(Path, "rename")
+        else:
+            struck(shutil, "rmtree")
+        ended, begun = "", False
+        try:
+            with making(folder, replace=True, note=print) as made:
+                begun = True
+                (made / "model.toml").write_text("new")
+                if place == "cleaning up":
+                    raise CannotWrite("full")
+        except (CannotWrite, Interrupted) as error:
+            ended = type(error).__name__
+        # The first comes at once where there is nothing to lose; the others come too late.
+        expected = {
+            "making": ("Interrupted", False, "old"),
+            "replacing": ("", True, "new"),
+            "cleaning up": ("CannotWrite", True, "old"),
+        }
+        assert (ended, begun, (folder / "model.toml").read_text()) == expected[place]
+        assert list(tmp_path.iterdir()) == [folder]
+
+    def test_the_old_one_comes_back(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        folder = tmp_path / "m"
+        folder.mkdir()
+        (folder / "model.toml").write_text("old")
+        rename = Path.rename
+
+        def fails_second(path: Path, to: Path) -> Path:
+            if path.name.startswith(".m-") and not path.name.endswith(".old"):
+                raise MemoryError
+            return rename(path, to)
+
+        monkeypatch.setattr(Path, "rename", fails_second)
+        with (
+            pytest.raises(MemoryError),
+            making(folder, replace=True, note=print) as made,
+        ):
+            (made / "model.toml").write_text("new")
+        assert (folder / "model.toml").read_text() == "old"
+        assert list(tmp_path.iterdir()) == [folder]
+
+    def test_an_old_one_that_stays_is_no_failure(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = tmp_path / "m"
+        folder.mkdir()
+        (folder / "model.toml").write_text("old")
+        rmtree, told = shutil.rmtree, list[str]()
+
+        def refuses(path: Path, **options: Any) -> None:
+            if path.name.endswith(".old"):
+                if not options.get("ignore_errors"):
+                    raise PermissionError(13, "Permission denied")
+            else:
+                rmtree(path, **options)
+
+        monkeypatch.setattr(shutil, "rmtree", refuses)
+        with making(folder, replace=True, note=told.append) as made:
+            (made / "model.toml").write_text("new")
+        assert (folder / "model.toml").read_text() == "new"
+        (note,) = told
+        assert note.startswith(f"{folder} is made; what was there before could not be removed")
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_the_command_says_so_in_a_line(self, tmp_path: Path, number: signal.Signals) -> None:
+        torch.save(classifier("shufflenet_v2_x0_5", 2).state_dict(), tmp_path / "c.pth")
+        reading, writing = os.pipe()
+        packing = pack_alone(tmp_path / "c.pth", tmp_path / "m", code=_SLOW, ready=writing)
+        os.close(writing)
+        with open(reading, "rb") as ready:
+            assert ready.read(1) == b"1"
+        packing.send_signal(number)
+        _, err = packing.communicate(timeout=50)
+        assert packing.returncode == 128 + number
+        assert err == b"swiprd pack: interrupted; nothing was made\n"
+        assert [one.name for one in tmp_path.iterdir()] == ["c.pth"]
+
+    def test_before_it_is_made_ctrl_c_just_ends_it(self, tmp_path: Path) -> None:
+        (tmp_path / "c.pth").write_bytes(b"")
+        reading, writing = os.pipe()
+        packing = pack_alone(tmp_path / "c.pth", tmp_path / "m", code=_EARLY, ready=writing)
+        os.close(writing)
+        with open(reading, "rb") as ready:
+            assert ready.read(1) == b"1"
+        packing.send_signal(signal.SIGINT)
+        _, err = packing.communicate(timeout=50)
+        assert (packing.returncode, err) == (-signal.SIGINT, b"")
+
+
+# In place of the proof, and of the look at the file, a wait that says when it begins.
+_WAIT = """
+import os, signal, sys, time
+from swiprd.__main__ import main
+def wait(*_):
+    os.write(int(sys.argv.pop()), b"1")
+    time.sleep(40)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""
+_SLOW = f"{_WAIT}import swiprd.pack.command as c; c.prove = wait; sys.exit(main(sys.argv[1:-1]))"
+_EARLY = (
+    f"{_WAIT}import swiprd.pack.formats as f; f.recognise = wait; sys.exit(main(sys.argv[1:-1]))"
+)
+
+
+def pack_alone(
+    checkpoint: Path,
+    folder: Path,
+    *,
+    labels: str = "a,b",
+    code: str = "import sys; from swiprd.__main__ import main; sys.exit(main(sys.argv[1:]))",
+    ready: int | None = None,
+    stdout: Any = subprocess.DEVNULL,
+) -> subprocess.Popen[bytes]:
+    """Start it in a process of its own."""
+    options = ("--labels", labels, "-o", str(folder), *([] if ready is None else [str(ready)]))
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", code, "pack", str(checkpoint), *options],
+        pass_fds=[] if ready is None else [ready],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+    )
 
 
 def prefixed(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

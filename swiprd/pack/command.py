@@ -4,43 +4,55 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import re
 import shlex
 import shutil
-import sys
 from pathlib import Path
 
 import torch
 
+from swiprd import terminal
 from swiprd.bundle import PROGRAMS, Preprocess
 from swiprd.config import MODELS
 from swiprd.pack import folder, formats, labels, plan, recipes
-from swiprd.pack.errors import CannotWrite, NotProven, PackError, Unclear
+from swiprd.pack.errors import CannotWrite, Interrupted, NotProven, PackError, Unclear
 from swiprd.pack.folder import LABELS, Line
 from swiprd.pack.formats import Format
 from swiprd.pack.labels import Labels, Named
+from swiprd.pack.naming import Tensors
 from swiprd.pack.plan import Plan
 from swiprd.pack.proof import Answer, prove, try_program
+from swiprd.terminal import OutputFailed
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _WEIGHTS = "weights.pth"
 _PROGRAMS = {"torchscript": "program.pt", "export": "program.pt2"}
+_WHO = "swiprd pack"
 _OUTPUT = "--output: which folder is to be made? -o FOLDER"
 
 
 def run(options: argparse.Namespace) -> int:
     """Pack; return the exit status."""
     try:
-        _pack(options)
+        answer = _pack(options)
     except PackError as error:
-        for line in str(error).splitlines():
-            print(f"swiprd pack: {line}", file=sys.stderr)
+        terminal.complain(_WHO, str(error))
         return error.exit_status
+    except Interrupted as error:
+        terminal.complain(_WHO, "interrupted; nothing was made")
+        return error.exit_status
+    except OutputFailed as error:
+        terminal.complain(_WHO, f"{error}; nothing was made")
+        return error.status
+    try:
+        _next(options, answer)
+    except OutputFailed as error:
+        terminal.complain(_WHO, f"{error}; {options.output} is made all the same")
+        return error.status
     return 0
 
 
-def _pack(options: argparse.Namespace) -> None:
+def _pack(options: argparse.Namespace) -> Answer:
     file: Path = options.checkpoint
     form = formats.recognise(file)
     plan.check_form(form, options.architecture)
@@ -50,12 +62,11 @@ def _pack(options: argparse.Namespace) -> None:
         _name(options)
     digest = _digest(file)
     if form in PROGRAMS:
-        _pack_program(file, form, digest, options)
-    else:
-        _pack_weights(file, form, digest, options)
+        return _pack_program(file, form, digest, options)
+    return _pack_weights(file, form, digest, options)
 
 
-def _pack_weights(file: Path, form: Format, digest: str, options: argparse.Namespace) -> None:
+def _pack_weights(file: Path, form: Format, digest: str, options: argparse.Namespace) -> Answer:
     made = plan.make(file, form, digest, options)
     _tell(made)
     missing = [*made.missing, *([_OUTPUT] if options.output is None else [])]
@@ -68,18 +79,14 @@ def _pack_weights(file: Path, form: Format, digest: str, options: argparse.Names
         *([Line(key="match", value=fit.match)] if fit.match != "name" else []),
         Line(key="activation", value=made.activation, why=made.why["activation"]),
     ]
-    with folder.making(options.output, replace=options.force) as place:
-        try:
-            torch.save(fit.tensors, place / _WEIGHTS)
-        except RuntimeError as error:  # torch's own writer says so when the disk is full
-            raise CannotWrite(f"{options.output}: {str(error).splitlines()[0]}") from None
+    with folder.making(options.output, replace=options.force, note=_warn) as place:
+        _save(fit.tensors, place / _WEIGHTS, options.output)
         origin = f"{file.name}: {made.why['checkpoint']}, SHA-256 {digest}"
         _describe(place, options, lines, made.named, made.recipe, origin)
-        answer = _prove(place, options.output)
-    _next(options, answer)
+        return _prove(place, options, fit.tensors)
 
 
-def _pack_program(file: Path, form: Format, digest: str, options: argparse.Namespace) -> None:
+def _pack_program(file: Path, form: Format, digest: str, options: argparse.Namespace) -> Answer:
     plan.trust(file, form, options)
     told = plan.told_activation(options)
     given = labels.given(options.labels, options.labels_file)
@@ -102,12 +109,11 @@ def _pack_program(file: Path, form: Format, digest: str, options: argparse.Names
         Line(key="architecture", value=form, why="a program: it carries code"),
         Line(key="activation", value=activation, why=why),
     ]
-    with folder.making(options.output, replace=options.force) as place:
+    with folder.making(options.output, replace=options.force, note=_warn) as place:
         shutil.copyfile(file, place / _PROGRAMS[form])
         origin = f"{file.name}, SHA-256 {digest}"
         _describe(place, options, lines, named, recipe, origin, weights=_PROGRAMS[form])
-        answer = _prove(place, options.output)
-    _next(options, answer)
+        return _prove(place, options)
 
 
 _CODE = (
@@ -142,12 +148,44 @@ def _describe(
     (place / "model.toml").write_text(text, encoding="utf-8")
 
 
-def _prove(place: Path, output: Path) -> Answer:
+def _save(tensors: Tensors, weights: Path, output: Path) -> None:
+    """Write the weights.
+
+    Raises:
+        CannotWrite: the disk is full, or similar.
+    """
+    try:
+        # A file of ours: torch's own says in such a case at which byte it was surprised.
+        with weights.open("wb") as opened:
+            torch.save(tensors, opened)
+    except RuntimeError as error:
+        reason, cause = str(error).splitlines()[0], error.__context__
+        if isinstance(cause, OSError):
+            reason = cause.strerror or reason
+        raise CannotWrite(f"{output}: {reason}") from None
+
+
+def _not_numbers(tensors: Tensors) -> str:
+    """Say which of the weights make every answer a NaN, and what helps, or nothing."""
+    bad = [name for name, one in tensors.items() if not bool(torch.isfinite(one).all())]
+    if not bad:
+        return ""
+    return (
+        f' NaNs or infinities are in {len(bad)} of {len(tensors)} tensors, such as "{bad[0]}": did'
+        " the training diverge? Take a checkpoint from before that"
+    )
+
+
+def _prove(place: Path, options: argparse.Namespace, tensors: Tensors | None = None) -> Answer:
+    folder.close(place)
     try:
         return prove(place)
     except NotProven as error:
         # It lies elsewhere until it is proven.
-        raise NotProven(str(error).replace(str(place), str(output))) from None
+        said = str(error).replace(str(place), str(options.output))
+        if not said.startswith(str(options.output)):
+            said = f"{options.checkpoint}: {said}"
+        raise NotProven(said + _not_numbers(tensors or {})) from None
 
 
 def _tell(made: Plan) -> None:
@@ -189,20 +227,25 @@ Or as a service for everybody on this host:
     )
 
 
+def _warn(text: str) -> None:
+    terminal.complain(_WHO, text)
+
+
 def _say(what: str, text: str) -> None:
-    # Names come from strangers' files: none may move the terminal's cursor.
-    clean = "".join(one if one.isprintable() else "?" for one in text)
-    _print(f"{what:12} {clean}")
+    _print(f"{what:12} {terminal.clean(text)}")
 
 
 def _print(text: str) -> None:
-    """Print, as long as somebody reads: `| head` is no reason to leave a folder half made."""
+    """Print, as long as somebody reads: `| head` is no reason to make no folder.
+
+    Raises:
+        OutputFailed: for any other reason than that.
+    """
     try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+        terminal.put(text)
+    except OutputFailed as error:
+        if not error.unread:
+            raise
 
 
 def _summary(preprocess: Preprocess) -> str:

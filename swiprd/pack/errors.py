@@ -1,5 +1,7 @@
 """What `swiprd pack` says when it gives up; the class is the exit status. Imports nothing.
 
+Interrupted      128 + the signal's number
+
 PackError
 ├── Unclear       64  the command line must say more, or something else
 ├── NotWeights    65  the checkpoint is not what can be packed
@@ -11,6 +13,18 @@ PackError
 """
 
 from __future__ import annotations
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked for an end. No Exception: what is made of a model's own errors is not for it.
+
+    Attributes:
+        exit_status: what a shell calls a process that the signal has ended.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_status = 128 + number
 
 
 class PackError(Exception):

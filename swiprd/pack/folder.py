@@ -1,8 +1,9 @@
 """A model's folder, written whole or not at all.
 
-It is made beside its place under another name, proven there by the caller, and renamed. The
-folder and its files get the modes 0755 and 0644: a program must be writable by nobody but its
-owner to be run, and the daemon's user must be able to read all of it. Knows no torch.
+It is made beside its place under another name, closed to everybody else whatever the umask and the
+ACLs are, proven there by the caller, and renamed. The folder and its files get the modes 0755 and
+0644: a program must be writable by nobody but its owner to be run, and the daemon's user must be
+able to read all of it. Knows no torch.
 """
 
 from __future__ import annotations
@@ -10,16 +11,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from swiprd.bundle import Preprocess
-from swiprd.pack.errors import CannotCreate, CannotWrite
+from swiprd.pack.errors import CannotCreate, CannotWrite, Interrupted
+from swiprd.terminal import clean
 
 LABELS = "labels.txt"
+
+_ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,41 +37,121 @@ class Line:
     why: str = ""
 
 
+class _Stop:
+    """The signals that ask for an end: raised while they are let in, and else kept for then.
+
+    Only in the main thread, as it is with Python's handlers.
+    """
+
+    def __init__(self) -> None:
+        self._kept = 0
+        self._let_in = False
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Be the handler of those that are not ignored, as they are behind nohup."""
+        handlers = {one: signal.getsignal(one) for one in _ENDS}
+        before = {k: one for k, one in handlers.items() if one not in (signal.SIG_IGN, None)}
+        for number in before:
+            signal.signal(number, self._take)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def let_in(self) -> None:
+        """Raise signals from now on.
+
+        Raises:
+            Interrupted: there was one already.
+        """
+        self._let_in = True
+        if self._kept:
+            self._take(self._kept, None)
+
+    def keep(self) -> None:
+        """Raise none from now on."""
+        self._let_in = False
+
+    def _take(self, number: int, _frame: FrameType | None) -> None:
+        self._kept = number
+        if self._let_in:
+            self._let_in = False  # a second one is not to disturb the cleaning up
+            raise Interrupted(number)
+
+
 @contextmanager
-def making(folder: Path, *, replace: bool) -> Iterator[Path]:
+def making(folder: Path, *, replace: bool, note: Callable[[str], None]) -> Iterator[Path]:
     """Give a folder to fill that becomes `folder` if nothing is raised, and else is gone.
+
+    While it is there, SIGINT, SIGTERM and SIGHUP are raised as Interrupted. What was put into it
+    is to be handed to close().
 
     Args:
         replace: a model's folder that is there already is replaced, if it is one.
+        note: takes what deserves to be told though `folder` is made.
 
     Raises:
         CannotCreate: there is something in the way, or the folder cannot be made.
         CannotWrite: it cannot be written to.
+        Interrupted: a signal asked for an end, and nothing is made.
     """
     check_place(folder, replace=replace)
-    try:
-        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise CannotCreate(f"{folder}: cannot be made: {error.strerror}") from None
-    try:
-        made.chmod(0o755)
-        yield made
-        for file in made.iterdir():
+    stop = _Stop()
+    with stop.watching():
+        try:
+            made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        except OSError as error:
+            raise CannotCreate(f"{folder}: cannot be made: {error.strerror}") from None
+        try:
+            stop.let_in()
+            yield made
+            for file in made.iterdir():
+                _flush(file)
+            made.chmod(0o755)
+            stop.keep()  # from here on there is nothing to wait for
+            left = _put(made, folder)
+        except OSError as error:
+            raise CannotWrite(f"{folder}: {error.strerror or error}") from None
+        finally:
+            try:
+                stop.keep()  # one that came during the last C call is raised here
+            finally:
+                shutil.rmtree(made, ignore_errors=True)
+    if left is not None:
+        note(f"{folder} is made; what was there before could not be removed: it is {left} now")
+
+
+def close(made: Path) -> None:
+    """Let nobody but the owner write to the files: before a program is proven, which is to be run.
+
+    Raises:
+        CannotWrite: it cannot be done.
+    """
+    for file in made.iterdir():
+        try:
             file.chmod(0o644)
-            _flush(file)
-        _put(made, folder)
-    except OSError as error:
-        raise CannotWrite(f"{folder}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+        except OSError as error:
+            raise CannotWrite(f"{file}: {error.strerror}") from None
 
 
 def check_place(folder: Path, *, replace: bool) -> None:
     """See that `folder` can be made.
 
     Raises:
-        CannotCreate: it is there and not to be replaced, or what it would lie in is not there.
+        CannotCreate: it is there and not to be replaced, or what it would lie in is not there, or
+            has a name that torch cannot open.
     """
+    try:
+        os.fsencode(folder.absolute()).decode()
+    except OSError as error:  # where we are has been removed
+        raise CannotCreate(f"{folder}: cannot be made: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise CannotCreate(
+            f"{folder.absolute()}: has bytes in its path that are not UTF-8, and torch opens no"
+            " such file: make it elsewhere, or rename the folder above it"
+        ) from None
     if not folder.parent.is_dir():
         raise CannotCreate(f"{folder}: there is no folder {folder.parent}: make it first")
     if not os.path.lexists(folder):
@@ -83,8 +169,9 @@ def describe(lines: Sequence[Line], preprocess: Preprocess, source: str, origin:
         source: where the preprocessing is from.
         origin: what was packed.
     """
-    texts = [f"# Made by swiprd pack from {_comment(origin)}", *map(_line, lines)]
-    texts += ["", f"[preprocess]  # as {_comment(source)}"]
+    # A name from a stranger's file cannot end a comment once it is cleaned.
+    texts = [f"# Made by swiprd pack from {clean(origin)}", *map(_line, lines)]
+    texts += ["", f"[preprocess]  # as {clean(source)}"]
     texts += [_line(Line(key=key, value=value)) for key, value in _keys(preprocess)]
     return "\n".join(texts) + "\n"
 
@@ -107,26 +194,23 @@ def _keys(preprocess: Preprocess) -> Iterator[tuple[str, object]]:
 def _line(line: Line) -> str:
     # Of strings, numbers and lists of numbers JSON's text is TOML's.
     text = f"{line.key} = {json.dumps(line.value, ensure_ascii=False)}"
-    return f"{text}  # {_comment(line.why)}" if line.why else text
+    return f"{text}  # {clean(line.why)}" if line.why else text
 
 
-def _comment(text: str) -> str:
-    """Return text that cannot end a comment: names come from strangers' files."""
-    return "".join(one if one.isprintable() else "?" for one in text)
-
-
-def _put(made: Path, folder: Path) -> None:
+def _put(made: Path, folder: Path) -> Path | None:
+    """Put the folder in its place; return what was there, if that could not be removed."""
     if not os.path.lexists(folder):
         made.rename(folder)
-        return
+        return None
     old = made.with_name(f"{made.name}.old")
     folder.rename(old)
     try:
         made.rename(folder)
-    except OSError:
+    except BaseException:
         old.rename(folder)
         raise
-    shutil.rmtree(old)
+    shutil.rmtree(old, ignore_errors=True)
+    return old if os.path.lexists(old) else None
 
 
 def _flush(file: Path) -> None:

@@ -13,6 +13,9 @@ from swiprd.bundle import Activation, Crops, Edge, Interpolation
 # A grid needs its rows and columns; model.toml is the place for that.
 CROPS = tuple(one for one in get_args(Crops) if one != "grid")
 
+LARGEST = 4096
+"""Pixels: model.toml takes no more."""
+
 DESCRIPTION = """\
 Make a model's folder from a checkpoint: a state_dict in either of torch's formats or as
 safetensors, alone or among other things, of a classifier of torchvision, fastai or timm; or a
@@ -56,9 +59,11 @@ def _pixels(least: int) -> Callable[[str], int]:
     """Make argparse's reader for a whole number of pixels."""
 
     def read(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or not least <= int(text) <= 4096:
+        # Not too many digits: Python reads only so many, and says so in its own words.
+        whole = text.isascii() and text.isdigit() and len(text) < 100
+        if not whole or not least <= int(text) <= LARGEST:
             raise argparse.ArgumentTypeError(
-                f"expected a whole number from {least} to 4096, found {text!r}"
+                f"expected a whole number from {least} to {LARGEST}, found {_shown(text)}"
             )
         return int(text)
 
@@ -78,7 +83,11 @@ def _three(above: float | None) -> Callable[[str], tuple[float, float, float]]:
         least = -math.inf if above is None else above
         if len(values) != 3 or not all(math.isfinite(one) and one > least for one in values):
             more = "" if above is None else f" above {above:g}"
-            raise argparse.ArgumentTypeError(f"expected three numbers{more}, found {text!r}")
+            raise argparse.ArgumentTypeError(f"expected three numbers{more}, found {_shown(text)}")
         return values[0], values[1], values[2]
 
     return read
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:39]}…")

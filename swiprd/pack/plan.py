@@ -21,6 +21,7 @@ from swiprd.pack.fitting import Fit
 from swiprd.pack.formats import Format
 from swiprd.pack.labels import CHEST_XRAY_14, IMAGENET, Named
 from swiprd.pack.naming import Tensors
+from swiprd.pack.options import LARGEST
 from swiprd.pack.recipes import Recipe
 
 FORMATS: dict[Format, str] = {
@@ -152,7 +153,11 @@ def _recipe(fit: Fit, digest: str, options: argparse.Namespace) -> Recipe:
 
 
 def override(recipe: Recipe, options: argparse.Namespace) -> Recipe:
-    """Put what the command line says of the preprocessing over what was inferred."""
+    """Put what the command line says of the preprocessing over what was inferred.
+
+    Raises:
+        Unclear: the size that would follow from --crop is more than model.toml takes.
+    """
     plain = recipe.preprocess
     said: dict[str, Any] = {
         key: getattr(options, key)
@@ -165,6 +170,11 @@ def override(recipe: Recipe, options: argparse.Namespace) -> Recipe:
         said["resize"] = options.crop or plain.crop
     elif options.crop is not None and plain.resize is not None:
         said["resize"] = max(options.crop, round(plain.resize * options.crop / plain.crop))
+        if said["resize"] > LARGEST:
+            raise Unclear(
+                f"--crop {options.crop}: pictures would in proportion be resized to"
+                f" {said['resize']} pixels before, and {LARGEST} are the most: say --resize, too"
+            )
     changed = [key for key, value in said.items() if value != getattr(plain, key)]
     if not changed:
         return recipe
