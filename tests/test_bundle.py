@@ -290,10 +290,14 @@ def test_refusals_of_heads_matches_and_thresholds(folder: Path, toml: str, text:
         ("std = [1, inf, 1]", "std: expected 3 numbers above 0, found [1, Infinity, 1]"),
         # TOML's integers have no end: these are above every float, and too long for str().
         (f"mean = [1{'0' * 400}, 0, 0]", f"mean: expected 3 finite numbers, found [1{'0' * 77}…"),
-        (f"crop = 0x{'f' * 5000}", "crop: expected a whole number from 1 to 4096, found a number "
-         "of thousands of digits"),
-        (f"mean = [0x{'f' * 5000}, 0]", "mean: expected 3 finite numbers, found a number of "
-         "thousands of digits"),
+        (
+            f"crop = 0x{'f' * 5000}",
+            "crop: expected a whole number from 1 to 4096, found a number of thousands of digits",
+        ),
+        (
+            f"mean = [0x{'f' * 5000}, 0]",
+            "mean: expected 3 finite numbers, found a number of thousands of digits",
+        ),
     ],
 )
 def test_refusals_of_preprocess(folder: Path, line: str, text: str) -> None:
