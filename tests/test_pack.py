@@ -516,6 +516,29 @@ class TestPrograms:
         assert said.startswith("--crop: expected 96")
         pack.made(tmp_path / "model.pt2", *options, "--crop", "96")
 
+    def test_one_that_refuses_pictures(self, pack: Pack, tmp_path: Path) -> None:
+        """What asserts raise in a script is no RuntimeError."""
+
+        class Choosy(nn.Module):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                assert x.shape[0] > 100, "too few"
+                return x.mean(dim=(2, 3))
+
+        torch.jit.script(Choosy()).save(tmp_path / "model.pt")
+        options = ("--architecture", "torchscript", "--labels", "a,b,c")
+        said = pack.refused(65, tmp_path / "model.pt", *options)
+        assert said.endswith("model.pt: fails on pictures: RuntimeError: AssertionError: too few")
+
+    def test_one_for_few_pictures(self, pack: Pack, tmp_path: Path) -> None:
+        """An export's guards are assertions; what they refuse is given in smaller parts."""
+        module = classifier("shufflenet_v2_x0_5", 3, seed=8)
+        shapes = ({0: torch.export.Dim("pictures", min=1, max=2)},)
+        exported = torch.export.export(
+            module, (torch.zeros(2, 3, 224, 224),), dynamic_shapes=shapes
+        )
+        torch.export.save(exported, tmp_path / "model.pt2")
+        pack.made(tmp_path / "model.pt2", "--architecture", "export", "--labels", "a,b,c")
+
 
 class TestTimm:
     """Item 9."""

@@ -54,6 +54,15 @@ class OneByOne(Net):
         return out
 
 
+class OnlyOne(Net):
+    """Says that it takes one picture at a time; a script's assert raises no RuntimeError."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.shape[0] == 1, "one at a time"
+        out: torch.Tensor = self.last(self.body(x).mean(dim=(2, 3)) * 20)
+        return out
+
+
 class Aided(Net):
     """Answers with an auxiliary head behind its own."""
 
@@ -116,8 +125,9 @@ def test_a_trace_answers_as_its_module(folder: Path, kind: type[Net]) -> None:
     assert rows.std(dim=0).max() > 0.005
 
 
-def test_a_script_answers_as_its_module(folder: Path) -> None:
-    module = Net().eval()
+@pytest.mark.parametrize("kind", [Net, OnlyOne])
+def test_a_script_answers_as_its_module(folder: Path, kind: type[Net]) -> None:
+    module = kind().eval()
     JIT.script(module).save(str(folder / "program"))
     rows = answers(describe(folder, "torchscript"))
     assert torch.allclose(rows, expected(module), rtol=0, atol=TOLERANCE)
@@ -131,6 +141,26 @@ def test_an_exported_program_answers_as_its_module(
     exported(folder, module, pictures, fixed=fixed)
     rows = answers(describe(folder, "export"))
     assert torch.allclose(rows, expected(module), rtol=0, atol=TOLERANCE)
+
+
+def test_an_exported_program_for_few_pictures_is_given_few(folder: Path) -> None:
+    """Its guards, too, are assertions."""
+    module = Net().eval()
+    shapes = ({0: torch.export.Dim("pictures", min=1, max=2)},)
+    program = torch.export.export(module, (crops(2),), dynamic_shapes=shapes)
+    torch.export.save(program, folder / "program")
+    rows = answers(describe(folder, "export"))
+    assert torch.allclose(rows, expected(module), rtol=0, atol=TOLERANCE)
+
+
+def test_an_exported_program_may_be_called_anything(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Links of caches lead to files that are called after their digests."""
+    exported(folder, Net().eval(), 1, fixed=True)
+    caplog.clear()
+    load_model(load_bundle(describe(folder, "export")))
+    assert not [one for one in caplog.records if one.levelname == "WARNING"]
 
 
 def test_ten_crops_through_a_program_for_one_picture(folder: Path) -> None:
@@ -312,7 +342,7 @@ def test_a_program_that_has_gone(folder: Path) -> None:
     bundle = load_bundle(describe(folder, "torchscript"))
     (folder / "program").unlink()
     (folder / "program").symlink_to("program")
-    with pytest.raises(BundleError, match="weights: expected a file in .*, found .*Too many"):
+    with pytest.raises(BundleError, match=r"weights: expected a file in .*, found .*Too many"):
         load_model(bundle)
     (folder / "model.toml").unlink()
     with pytest.raises(BundleError, match=r"model\.toml: expected a file, found No such file"):
