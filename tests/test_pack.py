@@ -29,6 +29,8 @@ from swiprd.__main__ import main
 from swiprd.bundle import load_bundle
 from swiprd.mending import import_torchvision
 from swiprd.model import load_model, probabilities
+from swiprd.pack.errors import CannotOpen
+from swiprd.pack.labels import given
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -668,6 +670,20 @@ class TestFolder:
         said = pack.refused(65, checkpoint, "--labels-file", str(file))
         assert said.startswith(str(file))
         assert words in said
+
+    def test_labels_from_a_pipe(self, pack: Pack, checkpoint: Path, tmp_path: Path) -> None:
+        """As the shell's <(…) gives one; for one that nobody writes to, nobody waits."""
+        reader, writer = os.pipe()
+        try:
+            os.write(writer, b"cat\ndog\n")
+            os.close(writer)
+            pack.made(checkpoint, "--labels-file", f"/dev/fd/{reader}")
+        finally:
+            os.close(reader)
+        assert (pack.folder / "labels.txt").read_text() == "cat\ndog\n"
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(CannotOpen, match="a pipe that nobody writes to"):
+            given(None, tmp_path / "pipe")
 
     def test_what_the_command_line_says_of_the_preprocessing_wins(
         self, pack: Pack, checkpoint: Path
