@@ -25,6 +25,9 @@ DEFAULT_NAME = "default"
 MAX_PATH = 107
 """Bytes of a socket's path; unix(7) has 108 with the final NUL."""
 
+_SEARCHED = 1 << 20
+"""Bytes of a model.toml in which names of files are looked for."""
+
 _PEER_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 
@@ -169,8 +172,9 @@ def choose(asked: str | None = None, model: str | None = None) -> Address:
 def _serving(folder: str) -> Address:
     """Name the socket of the user's own daemon for a model's folder as it is now.
 
-    Whoever changes model.toml, which records the digest of the weights, gets another socket, and
-    with it a daemon that has not loaded the old one; that leaves when nobody asks it any more.
+    Whoever changes model.toml or a file that it names gets another socket, and with it a daemon
+    that has not loaded the old ones; that leaves when nobody asks it any more. What else is in
+    the folder does not count, or answers that are written there would start a daemon each.
     """
     import hashlib
 
@@ -181,9 +185,39 @@ def _serving(folder: str) -> Address:
         raise CannotOpen(
             f"{folder}/model.toml: {error.strerror}; 'swiprd pack' makes a model's folder"
         ) from error
-    state = (folder, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+    state = (folder, found.st_dev, _mark(found), _named(os.fsencode(folder)))
     digest = hashlib.blake2b(repr(state).encode(errors="surrogateescape"), digest_size=8)
     return Address(f"{private_folder()}/{digest.hexdigest()}.sock", "private", folder=folder)
+
+
+def _named(folder: bytes) -> list[tuple[bytes, tuple[int, ...]]]:
+    """List the files that model.toml names, by what tells one state of each from another.
+
+    Whatever stands in quotes and is a file counts: a parser of TOML takes longer to import than
+    all of this module. What is wrong with the file is the daemon's to tell.
+    """
+    try:
+        # Non-blocking: opening a named pipe would wait for whoever writes to it.
+        descriptor = os.open(folder + b"/model.toml", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            text = os.read(descriptor, _SEARCHED)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return []
+    files = []
+    for name in sorted({*text.split(b'"'), *text.split(b"'")}):
+        try:
+            found = os.stat(folder + b"/" + name)
+        except (OSError, ValueError):  # ValueError: a NUL
+            continue
+        if stat.S_ISREG(found.st_mode):
+            files.append((name, _mark(found)))
+    return files
+
+
+def _mark(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def private_folder() -> str:

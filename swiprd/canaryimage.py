@@ -6,6 +6,8 @@ from pathlib import Path
 
 from swiprd.bundle import Bundle
 from swiprd.canary import Canary
+from swiprd.probe import CANARY_LIMITS
+from swiprd.tables import read
 
 _SHIPPED = Path(__file__).parent / "models" / "focus" / "canary.jpg"
 
@@ -17,12 +19,12 @@ def canary_of(bundle: Bundle, classes: int = 0) -> Canary:
         classes: how many labels the model has; 0 while it is not loaded.
 
     Raises:
-        OSError: the picture cannot be read.
+        BundleError: the picture cannot be read, or is larger than a worker takes.
     """
     own = bundle.canary
     image = own.image if own is not None else _SHIPPED
     return Canary(
-        image=image.read_bytes(),
+        image=read(image, CANARY_LIMITS["max_bytes"]),
         expected=own.probabilities if own is not None else None,
         activation=bundle.activation,
         classes=classes,

@@ -37,8 +37,6 @@ async def load(
         canary = canary_of(bundle)
     except BundleError as error:
         raise LoadingFailed(str(error)) from None
-    except OSError as error:
-        raise LoadingFailed(f"{error.filename}: {error.strerror}") from None
     pool = Pool(
         owner,
         folder=str(bundle.folder),

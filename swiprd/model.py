@@ -56,6 +56,8 @@ def load_model(bundle: Bundle) -> LoadedModel:
         BundleError: an unknown architecture, or weights that are not a state_dict of it, with the
             first tensor at fault; or a program that others than root and we could have written.
     """
+    if bundle.carries_code:
+        bundle = require_trusted(bundle)  # from here on without links that somebody could turn
     labels = _labels(bundle)
     module = _load_program(bundle) if bundle.carries_code else _build(bundle, len(labels))
     return LoadedModel(
@@ -131,7 +133,6 @@ def _labels(bundle: Bundle) -> tuple[str, ...]:
 
 
 def _load_program(bundle: Bundle) -> torch.nn.Module:
-    require_trusted(bundle)
     if bundle.architecture == "torchscript":
         return load_torchscript(bundle.weights)
     return load_exported(bundle.weights, bundle.preprocess.crop, bundle.file)

@@ -44,8 +44,10 @@ class Program(torch.nn.Module):
         if self._batch is None:
             try:
                 return self._answer(crops)
-            except (ProgramError, RuntimeError):
-                # A trace for one picture may have that number in it where nothing shows it.
+            except Exception:
+                # A trace for one picture may have that number in it where nothing shows it. What
+                # then fails may raise nearly anything: a script's assert is a torch.jit.Error, an
+                # export's guard an AssertionError. If it was not the number, it fails again below.
                 if len(crops) == 1:
                     raise
                 self._batch = 1
@@ -96,7 +98,8 @@ def load_exported(file: Path, crop: int, model_file: Path) -> Program:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            exported = torch.export.load(str(file))
+            with file.open("rb") as opened:  # not by its name: torch minds how that ends
+                exported = torch.export.load(opened)
             run = exported.module()
     except Exception as error:
         raise _unreadable(file, "a program written by torch.export.save", error) from error

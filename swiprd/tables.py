@@ -8,6 +8,8 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import os
+import stat
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path, PurePosixPath
@@ -15,6 +17,11 @@ from typing import TYPE_CHECKING, Any, get_args
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+
+MOST = 4 << 20
+"""Bytes of a file that is read whole. ImageNet-21k's labels, and a row for its canary, take one
+each at most; tomllib needs seconds for much more, and the front, which reads them, has none."""
 
 
 class BundleError(Exception):
@@ -106,7 +113,7 @@ class Table:
         if (
             not isinstance(value, list)
             or len(value) != count
-            or not all(type(one) in (int, float) and math.isfinite(one) for one in value)
+            or not all(_is_finite(one) for one in value)
         ):
             raise self.fail(key, f"{count} {what}", value)
         return tuple(float(one) for one in value)
@@ -121,8 +128,16 @@ class Table:
         name = PurePosixPath(value)
         if name.is_absolute() or ".." in name.parts:
             raise self.fail(key, "a path inside the model's folder", value)
-        if "\0" in value or not (folder / name).is_file():
-            raise self.fail(key, f"a file in {folder}", value)
+        expected = f"a file in {folder}"
+        try:
+            regular = stat.S_ISREG((folder / name).stat().st_mode)
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL
+            regular = False
+        except OSError as error:
+            found = f"{_show(value)}: {error.strerror}"
+            raise BundleError(self._file, self._prefix + key, expected, found) from None
+        if not regular:
+            raise self.fail(key, expected, value)
         return folder / name
 
     def table(self, key: str, kind: type[DataclassInstance]) -> Table:
@@ -131,21 +146,42 @@ class Table:
         return Table(self._file, f"{self._prefix}{key}.", self._values.get(key, {}), known)
 
 
-def read(file: Path) -> bytes:
-    """Return what is in a file.
+def read(file: Path, most: int = MOST) -> bytes:
+    """Return what is in a file. Waits for nobody: a named pipe is refused, not opened for good.
 
     Raises:
-        BundleError: it cannot be read.
+        BundleError: it cannot be read, is no regular file, or has more than `most` bytes.
     """
     try:
-        return file.read_bytes()
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            mode = os.fstat(descriptor).st_mode
+            if not stat.S_ISREG(mode):
+                kind = "Is a directory" if stat.S_ISDIR(mode) else "no regular file"
+                raise BundleError(file, "", "a readable file", kind)
+            with open(descriptor, "rb", closefd=False) as opened:
+                data = opened.read(most + 1)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise BundleError(file, "", "a readable file", error.strerror or str(error)) from None
+    if len(data) > most:
+        found = f"more than {most} bytes, the most that is read"
+        raise BundleError(file, "", "a readable file", found)
+    return data
 
 
 def _is_whole(value: Any, low: int, high: int) -> bool:
     # In Python True is an int; in TOML it is not.
     return type(value) is int and low <= value <= high
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether it is a number that a float can hold; TOML's whole numbers have no end."""
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _show(value: Any) -> str:
@@ -156,5 +192,8 @@ def _show(value: Any) -> str:
         return "a table"
     if isinstance(value, list) and len(value) > 4:
         return f"{len(value)} values"
-    shown = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        shown = json.dumps(value, ensure_ascii=False, default=str)
+    except ValueError:  # sys.set_int_max_str_digits; in TOML only hexadecimals get so far
+        return "a number of thousands of digits"
     return shown if len(shown) <= 80 else shown[:79] + "…"

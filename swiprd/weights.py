@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pickle
 import re
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from swiprd.tables import BundleError
 
 SAFETENSORS = ".safetensors"
+_RESAVE = "torch.save(torch.load(file, weights_only=True), file)"
 
 
 def load_state(file: Path) -> dict[str, torch.Tensor]:
@@ -49,16 +51,22 @@ def _load_zip(file: Path) -> dict[str, torch.Tensor]:
             magic = opened.read(4)
         if magic[:1] == b"\x80":
             expected = "the zip format, which can be mapped"
-            mend = "torch.save(torch.load(file, weights_only=True), file)"
-            raise BundleError(file, "", expected, f"the legacy format; re-save it: {mend}")
+            raise BundleError(file, "", expected, f"the legacy format; re-save it: {_RESAVE}")
         if magic != b"PK\x03\x04":
             raise BundleError(file, "", state_dict, "another kind of file")
         with zipfile.ZipFile(file) as archive:
-            # What was compressed afterwards would be mapped as if it were floats.
-            stored = (one.compress_type == zipfile.ZIP_STORED for one in _tensors(archive))
-            if not all(stored):
-                raise BundleError(file, "", "tensors that are not compressed", "compressed ones")
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                raise BundleError(file, "", state_dict, "a program: TorchScript")
+            for one in archive.infolist():
+                # A tensor that was compressed afterwards would be mapped as if it were floats; a
+                # pickle could unfold to a thousand times its size.
+                if one.compress_type != zipfile.ZIP_STORED:
+                    expected = "an archive with nothing compressed in it, as torch.save writes it"
+                    found = f"{one.filename[:80]!r} compressed; re-save it: {_RESAVE}"
+                    raise BundleError(file, "", expected, found)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old pickle protocols; they are read or refused
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except BundleError:
         raise
     except zipfile.BadZipFile:
@@ -78,7 +86,3 @@ def _load_zip(file: Path) -> dict[str, torch.Tensor]:
             found = f"{type(value).__name__} (is this a checkpoint around the state_dict?)"
             raise BundleError(file, str(name), "a tensor", found)
     return state
-
-
-def _tensors(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-    return [one for one in archive.infolist() if "/data/" in one.filename]

@@ -102,6 +102,63 @@ def test_a_models_folder_has_a_socket_of_the_users_own(
 
 
 @pytest.mark.usefixtures("system")
+def test_whoever_changes_a_file_of_the_model_gets_another_daemon(tmp_path: Path) -> None:
+    pets = tmp_path / "pets"
+    (pets / "sub").mkdir(parents=True)
+    (pets / "model.toml").write_text(
+        "# isn't this one fine?\nname = 'pets'\nlabels = 'labels.txt'\n"
+        'weights = "sub/weights.pth"  # "best.pth"\n[canary]\nimage = "cat.jpg"\n'
+    )
+    for name in ("labels.txt", "sub/weights.pth", "cat.jpg"):
+        (pets / name).write_text("1")
+    seen = {choose(None, f"{pets}/").path}
+    for name in ("labels.txt", "sub/weights.pth", "cat.jpg", "model.toml"):
+        info = (pets / name).stat()
+        os.utime(pets / name, ns=(info.st_atime_ns, info.st_mtime_ns + 1))
+        seen.add(choose(None, f"{pets}/").path)
+    new = tmp_path / "new"
+    new.write_text("2")
+    shutil.copystat(pets / "labels.txt", new)
+    new.rename(pets / "labels.txt")  # of the same name, size and time
+    seen.add(choose(None, f"{pets}/").path)
+    (pets / "labels.txt").unlink()
+    seen.add(choose(None, f"{pets}/").path)
+    assert len(seen) == 7
+
+
+@pytest.mark.usefixtures("system")
+def test_what_is_put_beside_a_model_starts_no_daemon(tmp_path: Path) -> None:
+    """Answers, for one: `swiprctl --model ./pets predict … >pets/rows.csv`."""
+    (tmp_path / "model.toml").write_text('name = "pets"\nweights = "weights.pth"\n')
+    (tmp_path / "weights.pth").touch()
+    before = choose(None, f"{tmp_path}/").path
+    (tmp_path / "rows.csv").write_text("0.5,0.5\n")
+    (tmp_path / "pets").mkdir()
+    (tmp_path / "pets" / "cat.jpg").touch()
+    assert choose(None, f"{tmp_path}/").path == before
+
+
+@pytest.mark.usefixtures("system")
+@pytest.mark.parametrize("kind", ["a pipe", "a folder", "closed", "huge", "odd"])
+def test_a_model_that_cannot_be_read_is_the_daemons_to_tell_of(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "model.toml"
+    match kind:
+        case "a pipe":
+            os.mkfifo(file)
+        case "a folder":
+            file.mkdir()
+        case "closed":
+            file.touch(mode=0)
+        case "huge":
+            file.touch()
+            os.truncate(file, 1 << 40)
+        case "odd":
+            file.write_bytes(b'"\xff\0" = "' + b"x" * 300 + b'" "/" "." ""\n"weights.pth')
+            (tmp_path / "weights.pth").touch()
+    choose(None, f"{tmp_path}/")
+
+
+@pytest.mark.usefixtures("system")
 def test_a_folder_that_is_named_without_its_slash(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import pickle
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,7 @@ from swiprd.bundle import (
     load_bundle,
 )
 from swiprd.identity import digest_weights, identify
-from swiprd.tables import BundleError
+from swiprd.tables import MOST, BundleError
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -286,6 +288,16 @@ def test_refusals_of_heads_matches_and_thresholds(folder: Path, toml: str, text:
         ("std = [1, 0, 1]", "std: expected 3 numbers above 0, found [1.0, 0.0, 1.0]"),
         ("std = [1, 0]", "std: expected 3 numbers above 0, found [1, 0]"),
         ("std = [1, inf, 1]", "std: expected 3 numbers above 0, found [1, Infinity, 1]"),
+        # TOML's integers have no end: these are above every float, and too long for str().
+        (f"mean = [1{'0' * 400}, 0, 0]", f"mean: expected 3 finite numbers, found [1{'0' * 77}…"),
+        (
+            f"crop = 0x{'f' * 5000}",
+            "crop: expected a whole number from 1 to 4096, found a number of thousands of digits",
+        ),
+        (
+            f"mean = [0x{'f' * 5000}, 0]",
+            "mean: expected 3 finite numbers, found a number of thousands of digits",
+        ),
     ],
 )
 def test_refusals_of_preprocess(folder: Path, line: str, text: str) -> None:
@@ -353,6 +365,72 @@ def test_a_file_that_is_not_there_or_not_toml(folder: Path) -> None:
     assert refusal(folder) == missing
     (folder / "model.toml").mkdir()
     assert refusal(folder) == "model.toml: expected a readable file, found Is a directory"
+
+
+@pytest.mark.parametrize("name", ["model.toml", "labels.txt"])
+def test_what_is_no_regular_file_is_not_waited_for(folder: Path, name: str) -> None:
+    """The front reads these: a named pipe would hold it for good."""
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    if name == "model.toml":
+        assert done.stdout == f"{folder}/{name}: expected a readable file, found no regular file\n"
+    else:
+        assert done.stdout.endswith(f'labels: expected a file in {folder}, found "{name}"\n')
+
+
+LOAD = """
+import signal, sys
+from pathlib import Path
+from swiprd.bundle import load_bundle
+from swiprd.tables import MOST, BundleError
+signal.alarm(10)
+try:
+    load_bundle(Path(sys.argv[1]))
+except BundleError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("name", ["model.toml", "labels.txt"])
+def test_a_file_that_is_too_large_to_be_meant(folder: Path, name: str) -> None:
+    with (folder / name).open("a") as file:
+        file.truncate(1 << 40)  # sparse: it takes no room, and reading it would take a terabyte
+    assert refusal(folder) == (
+        f"{name}: expected a readable file, found more than {MOST} bytes, the most that is read"
+    )
+
+
+def test_names_that_cannot_be_looked_up(folder: Path) -> None:
+    write(folder, PLAIN.replace("weights.pth", "x" * 300))
+    assert refusal(folder) == (
+        f'model.toml: weights: expected a file in , found "{"x" * 78}…: File name too long'
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_a_subfolder_that_is_closed() -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        folder = Path(name)
+        folder.chmod(0o755)
+        write(folder, PLAIN.replace("weights.pth", "sub/weights.pth"))
+        (folder / "labels.txt").write_text("cat\ndog\n")
+        (folder / "sub").mkdir(mode=0o700)
+        (folder / "sub" / "weights.pth").touch()
+        os.seteuid(65534)
+        try:
+            found = refusal(folder)
+        finally:
+            os.seteuid(0)
+    assert found == (
+        'model.toml: weights: expected a file in , found "sub/weights.pth": Permission denied'
+    )
 
 
 def test_the_error_carries_its_parts_through_a_pickle(folder: Path) -> None:

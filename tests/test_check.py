@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from swiprd.model import load_model, probabilities
 pytestmark = [pytest.mark.timeout(60), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 torch.set_num_threads(1)
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
 
 
 def check(
@@ -129,6 +131,21 @@ def test_a_folder_that_is_wrong(spoilt: Path, capfd: pytest.CaptureFixture[str])
     )
     nowhere = spoilt / "nowhere"
     assert refusal(capfd, 78, nowhere).startswith(f"{nowhere}/model.toml: expected a readable file")
+
+
+@needs_root
+def test_a_canary_that_cannot_be_read(capfd: pytest.CaptureFixture[str]) -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        folder = make_folder(Path(name))
+        folder.chmod(0o755)
+        assert check(capfd, folder)[2] == 0  # and all is imported that may be closed to others
+        (folder / "canary.jpg").chmod(0o600)
+        os.seteuid(65534)
+        try:
+            found = refusal(capfd, 78, folder)
+        finally:
+            os.seteuid(0)
+    assert found == f"{folder}/canary.jpg: expected a readable file, found Permission denied"
 
 
 def test_weights_that_are_not_those_recorded(

@@ -32,8 +32,9 @@ from swiprd.__main__ import main
 from swiprd.bundle import load_bundle
 from swiprd.mending import import_torchvision
 from swiprd.model import load_model, probabilities
-from swiprd.pack.errors import CannotWrite, Interrupted
+from swiprd.pack.errors import CannotOpen, CannotWrite, Interrupted
 from swiprd.pack.folder import making
+from swiprd.pack.labels import given
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -521,6 +522,29 @@ class TestPrograms:
         assert said.startswith("--crop: expected 96")
         pack.made(tmp_path / "model.pt2", *options, "--crop", "96")
 
+    def test_one_that_refuses_pictures(self, pack: Pack, tmp_path: Path) -> None:
+        """What asserts raise in a script is no RuntimeError."""
+
+        class Choosy(nn.Module):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                assert x.shape[0] > 100, "too few"
+                return x.mean(dim=(2, 3))
+
+        torch.jit.script(Choosy()).save(tmp_path / "model.pt")
+        options = ("--architecture", "torchscript", "--labels", "a,b,c")
+        said = pack.refused(65, tmp_path / "model.pt", *options)
+        assert said.endswith("model.pt: fails on pictures: RuntimeError: AssertionError: too few")
+
+    def test_one_for_few_pictures(self, pack: Pack, tmp_path: Path) -> None:
+        """An export's guards are assertions; what they refuse is given in smaller parts."""
+        module = classifier("shufflenet_v2_x0_5", 3, seed=8)
+        shapes = ({0: torch.export.Dim("pictures", min=1, max=2)},)
+        exported = torch.export.export(
+            module, (torch.zeros(2, 3, 224, 224),), dynamic_shapes=shapes
+        )
+        torch.export.save(exported, tmp_path / "model.pt2")
+        pack.made(tmp_path / "model.pt2", "--architecture", "export", "--labels", "a,b,c")
+
 
 class TestTimm:
     """Item 9."""
@@ -655,6 +679,20 @@ class TestFolder:
         said = pack.refused(65, checkpoint, "--labels-file", str(file))
         assert said.startswith(str(file))
         assert words in said
+
+    def test_labels_from_a_pipe(self, pack: Pack, checkpoint: Path, tmp_path: Path) -> None:
+        """As the shell's <(…) gives one; for one that nobody writes to, nobody waits."""
+        reader, writer = os.pipe()
+        try:
+            os.write(writer, b"cat\ndog\n")
+            os.close(writer)
+            pack.made(checkpoint, "--labels-file", f"/dev/fd/{reader}")
+        finally:
+            os.close(reader)
+        assert (pack.folder / "labels.txt").read_text() == "cat\ndog\n"
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(CannotOpen, match="a pipe that nobody writes to"):
+            given(None, tmp_path / "pipe")
 
     def test_what_the_command_line_says_of_the_preprocessing_wins(
         self, pack: Pack, checkpoint: Path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,8 +14,10 @@ import pytest
 import torch
 from torch import nn
 
+from swiprd import model
 from swiprd.bundle import load_bundle
 from swiprd.model import load_model, probabilities
+from swiprd.programs import load_torchscript
 from swiprd.tables import BundleError
 
 pytestmark = [
@@ -23,6 +26,7 @@ pytestmark = [
 ]
 
 torch.set_num_threads(1)
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 TOLERANCE = 1e-4
 SIZE = 32
 JIT: Any = torch.jit  # not typed throughout
@@ -47,6 +51,15 @@ class OneByOne(Net):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.last(self.body(x).mean(dim=(2, 3)).reshape(1, 8) * 20)
+        return out
+
+
+class OnlyOne(Net):
+    """Says that it takes one picture at a time; a script's assert raises no RuntimeError."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.shape[0] == 1, "one at a time"
+        out: torch.Tensor = self.last(self.body(x).mean(dim=(2, 3)) * 20)
         return out
 
 
@@ -112,8 +125,9 @@ def test_a_trace_answers_as_its_module(folder: Path, kind: type[Net]) -> None:
     assert rows.std(dim=0).max() > 0.005
 
 
-def test_a_script_answers_as_its_module(folder: Path) -> None:
-    module = Net().eval()
+@pytest.mark.parametrize("kind", [Net, OnlyOne])
+def test_a_script_answers_as_its_module(folder: Path, kind: type[Net]) -> None:
+    module = kind().eval()
     JIT.script(module).save(str(folder / "program"))
     rows = answers(describe(folder, "torchscript"))
     assert torch.allclose(rows, expected(module), rtol=0, atol=TOLERANCE)
@@ -127,6 +141,26 @@ def test_an_exported_program_answers_as_its_module(
     exported(folder, module, pictures, fixed=fixed)
     rows = answers(describe(folder, "export"))
     assert torch.allclose(rows, expected(module), rtol=0, atol=TOLERANCE)
+
+
+def test_an_exported_program_for_few_pictures_is_given_few(folder: Path) -> None:
+    """Its guards, too, are assertions."""
+    module = Net().eval()
+    shapes = ({0: torch.export.Dim("pictures", min=1, max=2)},)
+    program = torch.export.export(module, (crops(2),), dynamic_shapes=shapes)
+    torch.export.save(program, folder / "program")
+    rows = answers(describe(folder, "export"))
+    assert torch.allclose(rows, expected(module), rtol=0, atol=TOLERANCE)
+
+
+def test_an_exported_program_may_be_called_anything(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Links of caches lead to files that are called after their digests."""
+    exported(folder, Net().eval(), 1, fixed=True)
+    caplog.clear()
+    load_model(load_bundle(describe(folder, "export")))
+    assert not [one for one in caplog.records if one.levelname == "WARNING"]
 
 
 def test_ten_crops_through_a_program_for_one_picture(folder: Path) -> None:
@@ -215,7 +249,107 @@ def test_links_are_followed_to_what_they_lead_to(folder: Path, tmp_path: Path) -
     assert f"{elsewhere}: expected root or uid" in refusal(folder)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("name", ["model", "sub/..", "../above/model", "../link"])
+def test_the_models_own_folder_is_closed_however_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Sticky or not: whoever can make files in it can make those that are not there yet."""
+    folder = tmp_path / "above" / "model"
+    (folder / "sub").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(folder)
+    traced(folder, Net().eval())
+    describe(folder, "torchscript")
+    folder.chmod(0o1777)
+    monkeypatch.chdir(folder if name.startswith("sub") else folder.parent)
+    assert "found uid" in refusal(Path(name))
+
+
+def test_the_programs_own_folder_is_closed(folder: Path) -> None:
+    (folder / "sub").mkdir()
+    traced(folder, Net().eval())
+    (folder / "program").rename(folder / "sub" / "program")
+    toml = describe(folder, "torchscript") / "model.toml"
+    toml.write_text(toml.read_text().replace('weights = "', 'weights = "sub/'))
+    (folder / "sub").chmod(0o1777)
+    assert refusal(folder).startswith("sub: expected root or uid")
+
+
+def test_a_link_that_others_could_turn(folder: Path, tmp_path: Path) -> None:
+    """Where it leads now is safe; in a moment it may lead elsewhere."""
+    traced(folder, Net().eval())
+    describe(folder, "torchscript")
+    open_to_all = tmp_path / "open"
+    open_to_all.mkdir()
+    (open_to_all / "link").symlink_to(folder)
+    (open_to_all / "program").symlink_to(folder / "program")
+    load_model(load_bundle(open_to_all / "link"))
+    open_to_all.chmod(0o777)
+    assert refusal(open_to_all / "link").startswith(f"{open_to_all}: expected root or uid")
+    # A link in a safe folder to a safe program, by way of that folder.
+    (folder / "by_way").symlink_to("../open/program")
+    toml = folder / "model.toml"
+    toml.write_text(toml.read_text().replace('weights = "program"', 'weights = "by_way"'))
+    assert refusal(folder).startswith(f"{open_to_all}: expected root or uid")
+    open_to_all.chmod(0o755)
+    load_model(load_bundle(folder))
+
+
+@needs_root
+def test_a_link_of_another_user(folder: Path, tmp_path: Path) -> None:
+    """In /tmp, whose sticky bit lets everybody turn his own."""
+    traced(folder, Net().eval())
+    describe(folder, "torchscript")
+    tmp_path.chmod(0o1777)
+    link = tmp_path / "li nk"
+    link.symlink_to(folder)
+    load_model(load_bundle(link))
+    os.chown(link, 12345, -1, follow_symlinks=False)
+    found = refusal(link)
+    assert found.startswith(f"{link}: expected root or uid")
+    assert found.endswith(f"(to trust it: chown -h root '{link}')")
+
+
+def test_what_was_looked_at_is_what_is_loaded(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """model.toml and the program are read again, under the names that were found safe."""
+    traced(folder, Net().eval())
+    describe(folder, "torchscript")
+    evil = tmp_path / "evil"
+    shutil.copytree(folder, evil)
+    evil.chmod(0o777)
+    link = tmp_path / "link"
+    link.symlink_to(evil)
+    bundle = load_bundle(link)  # read while the link led astray
+    link.unlink()
+    link.symlink_to(folder)
+    opened = []
+
+    def turn_and_load(file: Path, *given: Any) -> Any:
+        link.unlink()
+        link.symlink_to(evil)
+        opened.append(file)
+        return load_torchscript(file, *given)
+
+    monkeypatch.setattr(model, "load_torchscript", turn_and_load)
+    loaded = load_model(bundle)
+    assert opened == [folder / "program"]
+    assert (loaded.bundle.folder, loaded.bundle.weights) == (folder, folder / "program")
+
+
+def test_a_program_that_has_gone(folder: Path) -> None:
+    traced(folder, Net().eval())
+    bundle = load_bundle(describe(folder, "torchscript"))
+    (folder / "program").unlink()
+    (folder / "program").symlink_to("program")
+    with pytest.raises(BundleError, match=r"weights: expected a file in .*, found .*Too many"):
+        load_model(bundle)
+    (folder / "model.toml").unlink()
+    with pytest.raises(BundleError, match=r"model\.toml: expected a file, found No such file"):
+        load_model(bundle)
+
+
+@needs_root
 def test_a_program_of_another_user(folder: Path) -> None:
     traced(folder, Net().eval())
     describe(folder, "torchscript")

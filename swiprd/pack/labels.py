@@ -5,6 +5,8 @@ Touches no tensors. Opens no file but the one that --labels-file names.
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,8 +107,16 @@ def check(named: Named | None, classes: int) -> Named:
 
 def _read(file: Path) -> tuple[str, ...]:
     try:
-        with file.open("rb") as opened:
-            data = opened.read(MOST + 1)
+        # Opening must not wait, as for a pipe that nobody writes to; reading one may: <(…) is one.
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            os.set_blocking(descriptor, True)
+            with open(descriptor, "rb", closefd=False) as opened:
+                data = opened.read(MOST + 1)
+            if not data and stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+                raise CannotOpen(f"{file}: a pipe that nobody writes to")
+        finally:
+            os.close(descriptor)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise CannotOpen(f"{file}: {reason}") from None

@@ -17,7 +17,7 @@ from swiprd.bundle import Activation, Preprocess, load_bundle
 from swiprd.model import load_model, probabilities
 from swiprd.pack.errors import NotProven, NotWeights
 from swiprd.pack.formats import Format
-from swiprd.programs import ProgramError, load_exported, load_torchscript
+from swiprd.programs import load_exported, load_torchscript
 from swiprd.tables import BundleError
 
 
@@ -45,8 +45,9 @@ def prove(folder: Path) -> Answer:
         seconds = time.perf_counter() - begin
     except BundleError as error:
         raise NotProven(str(error)) from None
-    except (RuntimeError, ProgramError) as error:
-        # The module itself gives up, such as a pooling that finds nothing left of small crops.
+    except Exception as error:
+        # The module itself gives up, such as a pooling that finds nothing left of small crops; a
+        # program may raise nearly anything.
         raise NotProven(f"the model fails on a picture: {_first_line(error)}") from error
     if row.shape != (len(loaded.labels),):
         found = f"{list(row.shape)} outputs, where there are {len(loaded.labels)} labels"
@@ -77,7 +78,7 @@ def try_program(file: Path, form: Format, preprocess: Preprocess) -> tuple[int, 
             outputs = program(crops)
     except BundleError as error:
         raise NotWeights(str(error).replace("--crop: preprocess.crop:", "--crop:")) from None
-    except (RuntimeError, ProgramError) as error:
+    except Exception as error:  # a script's assert, an export's guard: nearly anything
         raise NotWeights(f"{file}: fails on pictures: {_first_line(error)}") from error
     count = outputs.shape[1]
     if _are_probabilities(outputs):
