@@ -161,7 +161,7 @@ def override(recipe: Recipe, options: argparse.Namespace) -> Recipe:
     }
     if options.resize is not None:
         said["resize"] = options.resize or None
-    elif options.edge == "both":
+    elif options.edge in ("both", "square"):
         said["resize"] = options.crop or plain.crop
     elif options.crop is not None and plain.resize is not None:
         said["resize"] = max(options.crop, round(plain.resize * options.crop / plain.crop))
