@@ -253,9 +253,7 @@ def sampled_crop(data: bytes, size: int) -> torch.Tensor:
     shrunk = min(rows / high, columns / wide) / 2
     if shrunk > 1:
         picture = nn.functional.interpolate(picture, scale_factor=1 / shrunk, mode="area")
-    y, x = torch.meshgrid(
-        torch.linspace(-1, 1, high), torch.linspace(-1, 1, wide), indexing="ij"
-    )
+    y, x = torch.meshgrid(torch.linspace(-1, 1, high), torch.linspace(-1, 1, wide), indexing="ij")
     picture = nn.functional.grid_sample(
         picture, torch.stack([x, y], dim=2)[None], padding_mode="reflection", align_corners=True
     )

@@ -282,9 +282,7 @@ def test_a_square_lies_where_the_middle_crop_would(middle: str, begin: int) -> N
 @pytest.mark.parametrize("interpolation", ["bilinear", "area"])
 def test_a_square_that_is_small_enough_is_left_alone(interpolation: str) -> None:
     image = picture(40, 20)
-    recipe = plainly(
-        resize=64, crop=20, edge="square", enlarge=False, interpolation=interpolation
-    )
+    recipe = plainly(resize=64, crop=20, edge="square", enlarge=False, interpolation=interpolation)
     cut = pixels(cropping.preprocess(image, recipe))[0]
     assert np.array_equal(cut, np.asarray(image)[:, 10:30])
 

@@ -582,7 +582,14 @@ class TestPrograms:
 class TestTimm:
     """Item 9."""
 
-    @pytest.mark.parametrize("name", ["convnext_atto", "resnet10t", "deit_tiny_patch16_224"])
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *("convnext_atto", "resnet10t", "deit_tiny_patch16_224"),
+            # For pictures of one size that is not 224.
+            *("vit_tiny_patch16_384", "botnet26t_256", "maxvit_nano_rw_256"),
+        ],
+    )
     def test_its_own_numbers(self, pack: Pack, tmp_path: Path, name: str) -> None:
         timm = pytest.importorskip("timm")
         from timm.data import create_transform, resolve_model_data_config
@@ -598,6 +605,47 @@ class TestTimm:
         described = pack.made(tmp_path / "c.pth.tar", *options)
         assert described["architecture"] == f"timm:{name}"
         same(pack.answer(encoded(picture(320, 240), "PNG")), softmax(module, crops))
+
+    def test_another_size_than_the_published_one(self, pack: Pack, tmp_path: Path) -> None:
+        timm = pytest.importorskip("timm")
+        name = "deit_tiny_patch16_224"
+        module = checkpoints.sow(timm.create_model(name, num_classes=3, img_size=96), 6)
+        torch.save(module.state_dict(), tmp_path / "c.pth")
+        options = ("--labels", "a,b,c", "--architecture", f"timm:{name}")
+        said = pack.refused(65, tmp_path / "c.pth", *options)
+        assert "pos_embed: expected float32 of shape [1, 197, 192]" in said
+        assert "found float32 of shape [1, 37, 192]" in said
+        assert said.endswith("; it was built for pictures of 224 pixels: --crop says another size")
+        described = pack.made(tmp_path / "c.pth", *options, "--crop", "96")
+        assert described["preprocess"]["crop"] == 96
+
+    @pytest.mark.parametrize(
+        ("name", "size"), [("xcit_nano_12_p16_224", "65"), ("gcvit_xxtiny", "8")]
+    )
+    def test_a_size_that_it_does_not_take(
+        self, pack: Pack, tmp_path: Path, name: str, size: str
+    ) -> None:
+        pytest.importorskip("timm")
+        torch.save({"a.weight": torch.zeros(3, 3)}, tmp_path / "c.pth")
+        options = ("--architecture", f"timm:{name}", "--crop", size)
+        said = pack.refused(64, tmp_path / "c.pth", *options)
+        assert said.startswith(f"--crop: expected a size that timm:{name} takes, found {size}")
+
+    def test_weights_that_timm_does_not_know(self, pack: Pack, tmp_path: Path) -> None:
+        pytest.importorskip("timm")
+        torch.save({"a.weight": torch.zeros(3, 3)}, tmp_path / "c.pth")
+        options = ("--architecture", "timm:convnext_atto.nosuch")
+        said = pack.refused(64, tmp_path / "c.pth", *options)
+        assert said.startswith('--architecture: timm knows no weights "nosuch" of convnext_atto')
+        assert "convnext_atto.d2_in1k" in said
+
+    def test_pictures_that_are_not_square(self, pack: Pack, tmp_path: Path) -> None:
+        pytest.importorskip("timm")
+        torch.save({"a.weight": torch.zeros(3, 3)}, tmp_path / "c.pth")
+        options = ("--labels", "a,b,c", "--architecture", "timm:vit_base_patch16_sapiens2")
+        said = pack.refused(64, tmp_path / "c.pth", *options)
+        assert "1024x768" in said
+        assert "square" in said
 
 
 def test_safetensors(pack: Pack, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from swiprd.architectures import TIMM, import_timm
 from swiprd.bundle import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from swiprd.mending import import_torchvision
-from swiprd.pack.fitting import Fit
+from swiprd.pack.fitting import Fit, timm_config
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -133,11 +133,15 @@ def for_torchvision(fit: Fit, digest: str) -> Recipe:
 
 
 def for_timm(architecture: str) -> Recipe:
-    """Return what timm says about the default weights of an architecture, as its own config."""
+    """Return what timm says about the default weights of an architecture, as its own config.
+
+    Raises:
+        Unclear: it has no such weights, or they are for pictures that are not square.
+    """
     name = architecture.removeprefix(TIMM)
     timm = import_timm()
     data = importlib.import_module("timm.data")
-    config = timm.get_pretrained_cfg(name)
+    config = timm_config(architecture)
     found: dict[str, Any] = data.resolve_data_config(
         {}, pretrained_cfg=config.to_dict() if config else None
     )
