@@ -297,7 +297,7 @@ class TestFastai1And2:
         assert "not exact" in note
         mine = images.decode(ROCKET, load_bundle(pack.folder).preprocess)
         levels = (mine - crops).abs() * torch.tensor(checkpoints.STD).view(3, 1, 1) * 255
-        assert 1 < levels.mean() < 4  # as the note has it
+        assert 0.5 < levels.mean() < 4  # as the note has it
 
     def test_resize_as_told_is_of_the_square(self, pack: Pack, tmp_path: Path) -> None:
         torch.save(checkpoints.learner_2("resnet18").state_dict(), tmp_path / "c.pth")

@@ -67,7 +67,7 @@ def for_fastai(fit: Fit, size: int) -> Recipe:
 # (4.5e-3 at most) and further off where they grow (1.5e-2).
 _SAMPLED = (
     "close, and not exact: fastai 1 samples pictures with torch's grid_sample, which smooths less."
-    " Measured on photographs: pixels differ by 1 to 4 of 255 on average, and by up to 125 at sharp"
+    " Measured on photographs: pixels differ by up to 4 of 255 on average, and up to 125 at sharp"
     " edges; probabilities of untrained networks by up to 0.011. Before you rely on a threshold,"
     " compare some rows with learn.predict()"
 )
