@@ -138,7 +138,7 @@ def _timm(name: str, classes: int, crop: int) -> torch.nn.Module:
             module: torch.nn.Module = timm.create_model(
                 plain, pretrained=False, num_classes=classes, **options
             )
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
         expected = f"a size that {TIMM}{name} takes"
         raise ArchitectureError("preprocess.crop", expected, f"{crop} ({error})") from None
     return module

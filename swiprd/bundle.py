@@ -16,7 +16,7 @@ from typing import Any, Literal
 from swiprd.tables import BundleError, Table, read
 
 Activation = Literal["softmax", "sigmoid", "log_softmax", "none"]
-Edge = Literal["short", "long", "both"]
+Edge = Literal["short", "long", "both", "square"]
 Crops = Literal["center", "five", "ten", "grid"]
 Head = Literal["default", "fastai"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "area"]
@@ -42,12 +42,14 @@ class Preprocess:
     Attributes:
         resize: pixels that the named edge gets; None (`resize = 0` in the file) keeps the size.
         edge: which edge `resize` names; the other follows in proportion. `both` makes a square of
-            the picture, as torchvision's Resize((n, n)) and fastai's `squish` do.
+            the picture, as torchvision's Resize((n, n)) and fastai's `squish` do. `square` first
+            cuts one of the short edge out of its middle, and resizes that, as fastai 2 does.
         enlarge: False leaves an edge alone that is already shorter than `resize`.
         crop: edge of the square crops, in pixels.
         crops: where they are taken; `five` and `ten` as in torchvision, `grid` evenly spaced.
-        middle: where the middle crop lies if that is between two pixels: `even` rounds halves to
-            even, as torchvision does, `up` as fastai 0.7 and 1 do, `down` as fastai 2 does.
+        middle: where the middle crop, or the square, lies if that is between two pixels: `even`
+            rounds halves to even, as torchvision does, `up` as fastai 0.7 and 1 do, `down` as
+            fastai 2 does.
         grid: rows and columns of `grid`; None otherwise.
         pool: `mean` averages the crops' probabilities, `logits` their outputs before activation,
             `logsumexp` the exponentials of their outputs, and takes the logarithm: the crops that

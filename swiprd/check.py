@@ -184,7 +184,9 @@ def _answer(loaded: LoadedModel, data: bytes) -> _Answer:
 
 def _describe(loaded: LoadedModel, digest: str, seconds: dict[str, float]) -> dict[str, object]:
     bundle, recipe = loaded.bundle, loaded.bundle.preprocess
-    edge = "both edges" if recipe.edge == "both" else f"{recipe.edge} edge"
+    edge = {"both": "both edges", "square": "a square of the short edge"}.get(
+        recipe.edge, f"{recipe.edge} edge"
+    )
     resize = f"{edge} {recipe.resize}" if recipe.resize else "as it comes"
     more = ", …" if len(loaded.labels) > _SHOWN else ""
     parameters = sum(one.numel() for one in loaded.module.parameters())

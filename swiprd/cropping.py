@@ -33,6 +33,8 @@ def preprocess(
     Raises:
         TooLarge: the resized picture would have more than `max_pixels`.
     """
+    if recipe.edge == "square":
+        image = _square(image, recipe)
     size = resized(*image.size, recipe)
     if size[0] * size[1] > max_pixels:
         # One pixel by 100,000 becomes 256 by 25,600,000 when its short edge is to have 256.
@@ -54,19 +56,20 @@ def resized(width: int, height: int, recipe: Preprocess) -> tuple[int, int]:
     """Return the width and height that `recipe` gives a picture of this width and height.
 
     For the short edge the other one is truncated, as torchvision.transforms.Resize does it; for
-    the long edge, which torchvision has not, it is rounded and at least 1.
+    the long edge, which torchvision has not, it is rounded and at least 1. Where a square is cut
+    first, these are the proportions of the whole picture: of the square, it is a square again.
     """
     if recipe.resize is None:
         return width, height
     if recipe.edge == "both":
         edge = recipe.resize
         return (edge, edge) if recipe.enlarge else (min(width, edge), min(height, edge))
-    named = min(width, height) if recipe.edge == "short" else max(width, height)
+    named = max(width, height) if recipe.edge == "long" else min(width, height)
     if named == recipe.resize:
         return width, height
     if named < recipe.resize and not recipe.enlarge:
         return width, height
-    if recipe.edge == "short":
+    if recipe.edge != "long":
         other = int(recipe.resize * max(width, height) / named)
         return (recipe.resize, other) if width <= height else (other, recipe.resize)
     return (
@@ -78,6 +81,20 @@ def resized(width: int, height: int, recipe: Preprocess) -> tuple[int, int]:
 def too_many_pixels(width: int, height: int, limit: int, what: str = "") -> TooLarge:
     number = width * height
     return TooLarge(f"{what}{width}x{height} = {number} pixels, where {limit} is the limit")
+
+
+def _square(image: Image.Image, recipe: Preprocess) -> Image.Image:
+    """Cut the square of the short edge out of the middle, as fastai 2's `Resize` does.
+
+    Cut and not given to Pillow as a box to resize, for Pillow's filters look beyond a box.
+    """
+    side = min(image.size)
+    if recipe.resize is not None:
+        # In floating point, as Resize.encodes in fastai's vision/augment.py has it: of 230 pixels
+        # that become 224 it takes 229.
+        side = max(1, int(side / recipe.resize * recipe.resize))
+    x, y = (_middle(extent - side, recipe) for extent in image.size)
+    return image.crop((x, y, x + side, y + side))
 
 
 def _crops(
@@ -124,13 +141,18 @@ def _positions(extent: int, recipe: Preprocess) -> tuple[int, int, int]:
         outside = -((crop - extent) // 2)
         return outside, outside, outside
     last = extent - crop
+    return 0, last, _middle(last, recipe)
+
+
+def _middle(last: int, recipe: Preprocess) -> int:
+    """Return the middle of the positions from 0 to `last`."""
     match recipe.middle:
         case "even":
-            return 0, last, round(last / 2)
+            return round(last / 2)
         case "up":
-            return 0, last, math.ceil(last / 2)
+            return math.ceil(last / 2)
         case "down":
-            return 0, last, last // 2
+            return last // 2
 
 
 def _grid(pixels: np.ndarray, crop: int, rows: int, columns: int) -> list[np.ndarray]:

@@ -107,8 +107,19 @@ def learner_0_7(name: str, classes: int = 2, *, multi: bool = False, seed: int =
     return sow(module, seed)
 
 
-def learner_2(name: str, classes: int = 3, *, bias: bool = False, seed: int = 0) -> nn.Module:
-    """A model of fastai 1 (with biases) or 2 (without): a body and a head, and raw outputs."""
+def learner_2(
+    name: str,
+    classes: int = 3,
+    *,
+    bias: bool = False,
+    normed: bool = False,
+    seed: int = 0,
+) -> nn.Module:
+    """A model of fastai 1 (with biases) or 2 (without): a body and a head, and raw outputs.
+
+    Args:
+        normed: with a BatchNorm at the very end, as `bn_final=True` makes it.
+    """
     cuts = {"resnet": -2, "densenet": -1, "vgg": -2}
     with torch.device("meta"):
         whole = getattr(torchvision.models, name)()
@@ -117,7 +128,10 @@ def learner_2(name: str, classes: int = 3, *, bias: bool = False, seed: int = 0)
             channels = whole.classifier.in_features
         cut = next(cut for family, cut in cuts.items() if name.startswith(family))
         body = nn.Sequential(*list(whole.children())[:cut])
-        module = nn.Sequential(body, nn.Sequential(*fastai_head(channels, classes, bias=bias)))
+        head = fastai_head(channels, classes, bias=bias)
+        module = nn.Sequential(body, nn.Sequential(*head))
+        if normed:
+            module[1].append(nn.BatchNorm1d(classes))
     return sow(module, seed)
 
 
@@ -205,6 +219,47 @@ def area_crop(data: bytes, size: int) -> torch.Tensor:
     cut = scaled[top : top + size, left : left + size]
     normal = (cut - MEAN) / STD
     return torch.from_numpy(normal.transpose(2, 0, 1)[None]).float()
+
+
+def square_crop(data: bytes, size: int) -> torch.Tensor:
+    """fastai 2's `Resize(size)` in validation, `ToTensor` and `Normalize`: [1, 3, size, size].
+
+    Source: `Resize.encodes` and `_do_crop_pad` in fastai 2.8's vision/augment.py.
+    """
+    with Image.open(io.BytesIO(data)) as opened:
+        image = opened.convert("RGB")
+    width, height = image.size
+    ratio = min(width / size, height / size)
+    side = int(ratio * size)
+    left, top = int(0.5 * (width - side)), int(0.5 * (height - side))
+    cut = image.crop((left, top, left + side, top + side))
+    scaled = np.asarray(cut.resize((size, size), Image.Resampling.BILINEAR))
+    normal = (scaled / 255 - MEAN) / STD
+    return torch.from_numpy(normal.transpose(2, 0, 1)[None]).float()
+
+
+def sampled_crop(data: bytes, size: int) -> torch.Tensor:
+    """fastai 1's validation transform for `size`, and `normalize`: [1, 3, size, size].
+
+    Source: `_get_resize_target`, `_affine_grid` and `_grid_sample` in fastai 1.0.61's
+    vision/image.py, `_crop_pad_default` in vision/transform.py.
+    """
+    with Image.open(io.BytesIO(data)) as opened:
+        pixels = np.asarray(opened.convert("RGB")).transpose(2, 0, 1).astype(np.float32)
+    picture = torch.from_numpy(pixels).div(255)[None]
+    rows, columns = picture.shape[2:]
+    ratio = min(rows / size, columns / size)
+    high, wide = round(rows / ratio), round(columns / ratio)
+    shrunk = min(rows / high, columns / wide) / 2
+    if shrunk > 1:
+        picture = nn.functional.interpolate(picture, scale_factor=1 / shrunk, mode="area")
+    y, x = torch.meshgrid(torch.linspace(-1, 1, high), torch.linspace(-1, 1, wide), indexing="ij")
+    picture = nn.functional.grid_sample(
+        picture, torch.stack([x, y], dim=2)[None], padding_mode="reflection", align_corners=True
+    )
+    top, left = int((high - size + 1) * 0.5), int((wide - size + 1) * 0.5)
+    cut = picture[0, :, top : top + size, left : left + size].permute(1, 2, 0).numpy()
+    return torch.from_numpy(((cut - MEAN) / STD).transpose(2, 0, 1)[None]).float()
 
 
 def _cover(given: int, wanted: int) -> np.ndarray:

@@ -257,7 +257,7 @@ def test_refusals_of_heads_matches_and_thresholds(folder: Path, toml: str, text:
         ('crops = "seven"', f'crops: expected {CROPS}, found "seven"'),
         ("crops = 5", f"crops: expected {CROPS}, found 5"),
         ("crosp = 5", "crosp: expected crop or crops, found an unknown key"),
-        ('edge = "left"', 'edge: expected one of short, long, both, found "left"'),
+        ('edge = "left"', 'edge: expected one of short, long, both, square, found "left"'),
         ("enlarge = 1", "enlarge: expected true or false, found 1"),
         ('draft = "yes"', 'draft: expected true or false, found "yes"'),
         ('exif = "maybe"', 'exif: expected one of ignore, apply, found "maybe"'),

@@ -46,13 +46,22 @@ def by_torchvision(image: Image.Image, recipe: Preprocess) -> torch.Tensor:
     }[recipe.crops](recipe.crop)
     interpolation = transforms.InterpolationMode(recipe.interpolation)
     assert recipe.resize is not None
-    size = (recipe.resize, recipe.resize) if recipe.edge == "both" else recipe.resize
+    size = recipe.resize if recipe.edge == "short" else (recipe.resize, recipe.resize)
     resize = transforms.Resize(size, interpolation, antialias=True)
+    if recipe.edge == "square":
+        image = image.convert("RGB")
+        image = transforms.CenterCrop(fastai_s_side(*image.size, recipe.resize))(image)
     finish = transforms.Compose(
         [transforms.ToTensor(), transforms.Normalize(recipe.mean, recipe.std)]
     )
     crops = cut(resize(image.convert("RGB")))
     return torch.stack([finish(one) for one in (crops if isinstance(crops, tuple) else [crops])])
+
+
+def fastai_s_side(width: int, height: int, size: int) -> int:
+    """How large a square fastai 2 cuts: in floating point, it now and then loses a pixel."""
+    m = min(width / size, height / size)
+    return max(1, int(m * size))
 
 
 # --- read_image_bytes -------------------------------------------------------------------------
@@ -153,7 +162,7 @@ def test_a_descriptor_that_is_none() -> None:
     height=st.integers(1, 300),
     mode=st.sampled_from(["L", "P", "RGB", "RGBA", "CMYK", "YCbCr"]),
     resize=st.integers(1, 80),
-    edge=st.sampled_from(["short", "both"]),
+    edge=st.sampled_from(["short", "both", "square"]),
     crop=st.integers(1, 100),
     crops=st.sampled_from(["center", "five", "ten"]),
     interpolation=st.sampled_from(["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]),
@@ -233,6 +242,8 @@ def test_psd_and_text_are_refused_and_no_plugin_is_imported_for_them() -> None:
         ((500, 375), {"edge": "both"}, (256, 256)),
         ((100, 375), {"edge": "both", "enlarge": False}, (100, 256)),
         ((500, 375), {"edge": "both", "resize": None}, (500, 375)),
+        ((500, 375), {"edge": "square"}, (341, 256)),  # before the square is cut
+        ((375, 375), {"edge": "square"}, (256, 256)),
         ((4000, 3000), {"edge": "long", "resize": 1024}, (1024, 768)),
         ((3000, 4000), {"edge": "long", "resize": 1024}, (768, 1024)),
         ((3, 4000), {"edge": "long", "resize": 100}, (1, 100)),
@@ -242,6 +253,45 @@ def test_psd_and_text_are_refused_and_no_plugin_is_imported_for_them() -> None:
 )
 def test_resized(size: tuple[int, int], keys: dict[str, Any], expected: tuple[int, int]) -> None:
     assert cropping.resized(*size, Preprocess(**keys)) == expected
+
+
+# 61, 115, 230 and 461 are heights of which fastai 2's arithmetic takes one less for 224 pixels.
+@pytest.mark.parametrize("height", [61, 115, 223, 224, 225, 230, 237, 300, 427, 461, 480])
+@pytest.mark.parametrize("upright", [True, False])
+def test_a_square_is_cut_as_fastai_2_does_it(height: int, upright: bool) -> None:
+    """Resize.encodes and _do_crop_pad of fastai 2.8's vision/augment.py, written out."""
+    image = picture(*((height, height + 101) if upright else (height + 101, height)))
+    w, h = image.size
+    m = w / 224 if w / 224 < h / 224 else h / 224
+    size = int(m * 224), int(m * 224)
+    x, y = int(0.5 * (w - size[0])), int(0.5 * (h - size[1]))
+    cut = image.crop((x, y, min(x + size[0], w), min(y + size[1], h)))
+    expected = np.asarray(cut.resize((224, 224), Image.Resampling.BILINEAR))
+    recipe = plainly(resize=224, crop=224, edge="square", middle="down")
+    assert np.array_equal(pixels(cropping.preprocess(image, recipe))[0], expected)
+
+
+@pytest.mark.parametrize(("middle", "begin"), [("even", 2), ("up", 2), ("down", 1)])
+def test_a_square_lies_where_the_middle_crop_would(middle: str, begin: int) -> None:
+    image = picture(13, 10)
+    recipe = plainly(resize=None, crop=10, edge="square", middle=middle)
+    cut = pixels(cropping.preprocess(image, recipe))[0]
+    assert np.array_equal(cut, np.asarray(image)[:, begin : begin + 10])
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "area"])
+def test_a_square_that_is_small_enough_is_left_alone(interpolation: str) -> None:
+    image = picture(40, 20)
+    recipe = plainly(resize=64, crop=20, edge="square", enlarge=False, interpolation=interpolation)
+    cut = pixels(cropping.preprocess(image, recipe))[0]
+    assert np.array_equal(cut, np.asarray(image)[:, 10:30])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 4000), (2, 3)])
+def test_a_square_of_next_to_nothing(size: tuple[int, int]) -> None:
+    # In floating point 1 / 49 * 49 is less than 1.
+    recipe = plainly(resize=49, crop=49, edge="square")
+    assert cropping.preprocess(picture(*size), recipe).shape == (1, 3, 49, 49)
 
 
 def pixels(tensor: torch.Tensor) -> np.ndarray:
@@ -322,6 +372,21 @@ def test_draft_leaves_at_least_twice_the_size(orientation: int) -> None:
     # 401 would not do with half of 801
     near = Preprocess(resize=401, edge="long", draft=True)
     assert images.load_image(encoded(picture(801, 400), "JPEG"), near).size == (801, 400)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_draft_of_a_picture_that_a_square_is_cut_of(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(picture(1600, 800), "JPEG", exif=exif)
+    keys: dict[str, Any] = {"resize": 200, "crop": 200, "edge": "square", "exif": "apply"}
+    assert sorted(images.load_image(data, Preprocess(**keys, draft=True)).size) == [400, 800]
+    drafted = images.decode(data, Preprocess(**keys, draft=True))
+    exact = images.decode(data, Preprocess(**keys))
+    assert (drafted - exact).abs().mean() < 0.02
+    # 200 of 600 pixels would be left of a side whose square has 1.5 times 201.
+    near = Preprocess(**{**keys, "resize": 201}, draft=True)
+    assert images.load_image(encoded(picture(1200, 600), "JPEG"), near).size == (1200, 600)
 
 
 def test_draft_of_other_kinds() -> None:

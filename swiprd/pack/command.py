@@ -249,8 +249,10 @@ def _print(text: str) -> None:
 
 
 def _summary(preprocess: Preprocess) -> str:
-    edge = {"short": "", "long": " (long edge)", "both": " (both edges)"}[preprocess.edge]
+    edge = {"long": " (long edge)", "both": " (both edges)"}.get(preprocess.edge, "")
     size = f"resize {preprocess.resize}{edge}" if preprocess.resize else "no resize"
+    if preprocess.edge == "square":
+        size = f"square of the short edge, {size}"
     crops = "" if preprocess.crops == "center" else f" ({preprocess.crops})"
     turned = ", upright by EXIF" if preprocess.exif == "apply" else ""
     mean, std = (",".join(f"{one:g}" for one in v) for v in (preprocess.mean, preprocess.std))

@@ -10,10 +10,11 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from swiprd.architectures import ArchitectureError, build, classifiers
+from swiprd.architectures import TIMM, ArchitectureError, build, classifiers, import_timm
 from swiprd.bundle import Head, Match
 from swiprd.heads import has_fastai_body
 from swiprd.matching import TensorMismatch, match_by_name, match_by_order, weighty
@@ -46,19 +47,24 @@ class Fit:
     prefix: str = ""
 
 
-def fit(tensors: Tensors, architecture: str) -> Fit:
+def fit(tensors: Tensors, architecture: str, crop: int | None = None) -> Fit:
     """Put a checkpoint's tensors in an architecture's place.
 
+    Args:
+        crop: edge of the pictures that one of timm's is to be built for, where it takes one size
+            only; None is the size of timm's own weights.
+
     Raises:
-        Unclear: there is no such architecture.
+        Unclear: there is no such architecture, or it does not take such pictures.
         NotWeights: the tensors are not its own; names the first that differs.
     """
     try:
         if _is_fastai(tensors):
             return _fit_fastai(tensors, architecture)
-        return _fit_names(tensors, architecture)
+        return _fit_names(tensors, architecture, crop)
     except ArchitectureError as error:
-        raise Unclear(f"--{error}") from None
+        # What is preprocess.crop in model.toml is --crop here.
+        raise Unclear(f"--{str(error).removeprefix('preprocess.')}") from None
     except TensorMismatch as error:
         raise NotWeights(str(error)) from None
 
@@ -82,6 +88,34 @@ def outline(tensors: Tensors) -> str:
     listed = [f"{name} {list(tensor.shape)}" for name, tensor in weighty(tensors)]
     shown = listed if len(listed) <= 4 else [*listed[:2], "…", *listed[-2:]]
     return f"{len(listed)} tensors: {', '.join(shown)}"
+
+
+def timm_config(architecture: str) -> Any:
+    """Return what timm says of an architecture's weights, its PretrainedCfg; None for nothing.
+
+    Raises:
+        ArchitectureError: timm is not installed.
+        Unclear: it has no weights of that name, or they are for pictures that are not square.
+    """
+    timm = import_timm()
+    name = architecture.removeprefix(TIMM)
+    plain, _, weights = name.partition(".")
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError:
+        every = timm.list_models(f"{plain}.*", pretrained=True)
+        known = ", ".join(f"{TIMM}{one}" for one in every) or "none"
+        raise Unclear(
+            f'--architecture: timm knows no weights "{weights}" of {plain}. It has: {known};'
+            f" {TIMM}{plain} will do, too"
+        ) from None
+    if config is not None and config.input_size[1] != config.input_size[2]:
+        raise Unclear(
+            f"--architecture: {architecture} takes pictures of"
+            f" {config.input_size[1]}x{config.input_size[2]} pixels (height x width), and swipr's"
+            " are square: it cannot be packed"
+        )
+    return config
 
 
 def _is_fastai(tensors: Tensors) -> bool:
@@ -112,23 +146,32 @@ def _fit_fastai(tensors: Tensors, architecture: str) -> Fit:
     )
 
 
-def _fit_names(tensors: Tensors, architecture: str) -> Fit:
-    template = _template(architecture)
+def _fit_names(tensors: Tensors, architecture: str, asked: int | None = None) -> Fit:
+    size = _timm_size(architecture, asked)
+    template = _template(architecture, size or 224)
     stripped, prefix = strip(tensors, [name for name, _ in weighty(template)])
     last = _last_layer(template)
     stripped, inside = unwrap_last(stripped, last)
-    crop = _crop_of(architecture, stripped)
+    crop = size or _crop_of(architecture, stripped)
     weight = stripped.get(f"{last}.weight")
     # Without a last layer there is a difference, and an earlier one says more.
     classes = weight.shape[0] if weight is not None and weight.dim() else 1
     module = build(architecture, classes=classes, state=stripped, crop=crop or 224)
-    matched = match_by_name(module.state_dict(), stripped, f"{architecture}, {classes} classes")
+    wanted = module.state_dict()
+    try:
+        matched = match_by_name(wanted, stripped, f"{architecture}, {classes} classes")
+    except TensorMismatch as error:
+        if size is None or dict(weighty(stripped)).keys() != dict(weighty(wanted)).keys():
+            raise
+        raise NotWeights(
+            f"{error}; it was built for pictures of {size} pixels: --crop says another size"
+        ) from None
     return Fit(
         architecture=architecture,
         head="default",
         match="name",
         classes=classes,
-        tensors={name: matched[name] for name in module.state_dict()},
+        tensors={name: matched[name] for name in wanted},
         last=inside if inside != last else "",
         crop=crop,
         prefix=prefix,
@@ -136,8 +179,8 @@ def _fit_names(tensors: Tensors, architecture: str) -> Fit:
 
 
 @functools.cache
-def _template(architecture: str) -> Tensors:
-    return dict(build(architecture, classes=_CLASSES, state={}).state_dict())
+def _template(architecture: str, crop: int = 224) -> Tensors:
+    return dict(build(architecture, classes=_CLASSES, state={}, crop=crop).state_dict())
 
 
 def _last_layer(template: Tensors) -> str:
@@ -173,6 +216,17 @@ def _may_be_body(tensors: Tensors, architecture: str) -> bool:
     """Whether they begin with a body of this architecture."""
     shapes = _body(architecture)
     return bool(shapes) and [one.shape for _, one in weighty(tensors)][: len(shapes)] == shapes
+
+
+def _timm_size(architecture: str, asked: int | None) -> int | None:
+    """Return what size one of timm's is to be built for, in pixels; None where it takes any."""
+    if not architecture.startswith(TIMM):
+        return None
+    config = timm_config(architecture)
+    if config is None or not config.fixed_input_size:
+        return None
+    published: int = config.input_size[-1]
+    return asked or published
 
 
 def _crop_of(architecture: str, tensors: Tensors) -> int | None:

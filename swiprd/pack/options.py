@@ -46,7 +46,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--activation", choices=get_args(Activation), help="what makes outputs probabilities")
     add("--multi-label", action="store_true", help="several labels a picture: --activation sigmoid")
     add("--resize", type=_pixels(0), metavar="N", help="pixels of --edge; 0 keeps the size")
-    add("--edge", choices=get_args(Edge), help="short (default), long, or both: squashed square")
+    add(
+        "--edge",
+        choices=get_args(Edge),
+        help="short (default), long, both: squashed to a square, or square: one is cut out first",
+    )
     add("--crop", type=_pixels(1), metavar="N", help="edge of the crops in pixels")
     add("--crops", choices=CROPS, help="which crops; their probabilities are averaged")
     add("--interpolation", choices=get_args(Interpolation), help="how pictures are resized")

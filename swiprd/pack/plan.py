@@ -66,7 +66,7 @@ def make(file: Path, form: Format, digest: str, options: argparse.Namespace) -> 
     try:
         found = naming.find(content, options.key)
         tensors, converted = values.convert(naming.normalise(found.tensors))
-        fit, how = _fit(tensors, content, options.architecture)
+        fit, how = _fit(tensors, content, options.architecture, options.crop)
     except NotWeights as error:
         raise NotWeights(f"{file}: {error}") from None
     if fit.crop is not None and options.crop not in (None, fit.crop):
@@ -107,12 +107,12 @@ def is_chexnet(fit: Fit) -> bool:
     )
 
 
-def _fit(tensors: Tensors, content: Any, asked: str | None) -> tuple[Fit, str]:
+def _fit(tensors: Tensors, content: Any, asked: str | None, crop: int | None) -> tuple[Fit, str]:
     """Find the architecture, or see that the one asked for is it."""
     count = len(weighty(tensors))
     if asked is not None:
         try:
-            return fitting.fit(tensors, asked), "--architecture"
+            return fitting.fit(tensors, asked, crop), "--architecture"
         except NotWeights as error:
             others = [one.architecture for one in fitting.guess(tensors)]
             hint = f"; these are the tensors of {' or '.join(others)}" if others else ""
@@ -166,7 +166,7 @@ def override(recipe: Recipe, options: argparse.Namespace) -> Recipe:
     }
     if options.resize is not None:
         said["resize"] = options.resize or None
-    elif options.edge == "both":
+    elif options.edge in ("both", "square"):
         said["resize"] = options.crop or plain.crop
     elif options.crop is not None and plain.resize is not None:
         said["resize"] = max(options.crop, round(plain.resize * options.crop / plain.crop))
