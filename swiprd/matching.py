@@ -1,6 +1,7 @@
 """A checkpoint's tensors → a module's, by name or by order; verified one by one.
 
-Touches no file and no values. What only training counts (`num_batches_tracked`) is never missed.
+Touches no file and no values. What only training counts (`num_batches_tracked`) is never missed,
+nor wrong: a home-made average over training steps makes floats of it.
 """
 
 from __future__ import annotations
@@ -50,10 +51,11 @@ def match_by_name(wanted: Tensors, state: Tensors, what: str) -> dict[str, torch
     found = dict(state)
     for name, tensor in wanted.items():
         expected = f"{describe(tensor)} ({what})"
-        if name not in found:
-            if name.rpartition(".")[2] == _COUNTER:
+        if name.rpartition(".")[2] == _COUNTER:
+            if name not in found or describe(found[name]) != describe(tensor):
                 found[name] = torch.zeros((), dtype=torch.int64)
-                continue
+            continue
+        if name not in found:
             near = next((one for one in found if one.endswith(f".{name}")), None)
             raise TensorMismatch(name, expected, f"nothing, but {near}" if near else "nothing")
         if describe(found[name]) != describe(tensor):

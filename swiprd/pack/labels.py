@@ -72,18 +72,26 @@ def beside(content: Any, classes: int) -> Named | None:
     for key in _KEYS:
         value = content.get(key)
         if isinstance(value, Mapping):
-            pairs = value.items()
-            if all(isinstance(one, str) for one in value):  # class_to_idx
-                pairs = {index: name for name, index in pairs}.items()
-            if {one for one, _ in pairs if isinstance(one, int)} != set(range(classes)):
-                continue
-            value = [name for _, name in sorted(pairs)]
+            value = _in_order(value)
         if not isinstance(value, list | tuple) or len(value) != classes:
             continue
         labels = tuple(one.strip() if isinstance(one, str) else "" for one in value)
         if not any(_fault(one, labels[:at]) for at, one in enumerate(labels)):
             return Named(labels=labels, source=f'"{key}" in the checkpoint')
     return None
+
+
+def _in_order(names: Mapping[Any, Any]) -> list[str] | None:
+    """Return the names of idx_to_class, or of class_to_idx, from 0 on; None if it is neither."""
+    pairs = list(names.items())
+    if all(type(one) is str for one in names):
+        pairs = [(index, name) for name, index in pairs]
+    # Exactly: True is an int, and 1. Both are checked before anything is sorted.
+    if not all(type(index) is int and type(name) is str for index, name in pairs):
+        return None
+    pairs.sort()
+    complete = [index for index, _ in pairs] == list(range(len(pairs)))
+    return [name for _, name in pairs] if complete else None
 
 
 def check(named: Named | None, classes: int) -> Named:

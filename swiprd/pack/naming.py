@@ -41,6 +41,7 @@ _OLD_NAMES = (
     (re.compile(r"(encoder_layer_\d+\.mlp)\.linear_1\."), r"\1.0."),
     (re.compile(r"(encoder_layer_\d+\.mlp)\.linear_2\."), r"\1.3."),
 )
+_DEEPEST = 3  # {"checkpoint": {"model": {"state_dict": …}}}
 _COUNTERS = ("n_averaged",)  # torch.optim.swa_utils.AveragedModel
 
 
@@ -62,7 +63,8 @@ def find(content: Any, key: str | None = None) -> Found:
     """Find the weights in what a checkpoint holds.
 
     Args:
-        key: where to look; a dot leads into the next dictionary. None looks in the usual places.
+        key: where to look; a dot leads into the next dictionary, or is part of what stands before
+            the names of one network of several. None looks in the usual places.
 
     Raises:
         NotWeights: there are none.
@@ -73,8 +75,7 @@ def find(content: Any, key: str | None = None) -> Found:
     places = dict(_places(content))
     if key is not None:
         if key not in places:
-            there = ", ".join(place for place in places if place) or "no others"
-            raise Unclear(f'no weights under "{key}"; --key can be: {there}')
+            return _part(places, key)
         return Found(tensors=places[key], key=key, others=_without(places, key))
     if not places:
         there = ", ".join(str(one) for one in list(content)[:8]) or "nothing"
@@ -120,6 +121,10 @@ def strip(tensors: Tensors, wanted: Collection[str]) -> tuple[Tensors, str]:
 
     What has another prefix (a loss with weights of its own) is left out. Where nothing fits, all
     is returned as it is.
+
+    Raises:
+        Unclear: there are several networks of these names (a student and its teacher), and none
+            is called an average.
     """
     prefixes = {
         name.removesuffix(one)
@@ -127,11 +132,15 @@ def strip(tensors: Tensors, wanted: Collection[str]) -> tuple[Tensors, str]:
         for name in tensors
         if name == one or name.endswith(f".{one}")
     }
-
-    def hits(prefix: str) -> tuple[int, bool, int]:
-        return sum(prefix + one in tensors for one in wanted), is_average(prefix), -len(prefix)
-
-    prefix = max(prefixes, key=hits, default="")
+    hits = {prefix: sum(prefix + one in tensors for one in wanted) for prefix in prefixes}
+    most = max(hits.values(), default=0)
+    best = sorted(prefix for prefix in prefixes if hits[prefix] == most)
+    best = [one for one in best if is_average(one)] or best
+    # The last layer's two may have other names (`unwrap_last`); with fewer, nothing is packed.
+    if len(best) > 1 and "" not in best and most >= max(1, len(wanted) - 2):
+        there = ", ".join(one.removesuffix(".") for one in best)
+        raise Unclear(f"several networks of the same names; choose with --key: {there}")
+    prefix = min(best, key=len, default="")
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}, prefix
 
 
@@ -165,22 +174,61 @@ def unwrap_last(tensors: Tensors, last: str) -> tuple[Tensors, str]:
     return renamed, f"{last}.{between.pop()}".rstrip(".")
 
 
-def _places(content: Mapping[Any, Any], prefix: str = "") -> Iterable[tuple[str, Tensors]]:
-    """Yield every dictionary with weights in it, by its dotted key; at most three deep."""
+def _places(content: Mapping[Any, Any]) -> Iterable[tuple[str, Tensors]]:
+    """Yield every dictionary with weights in it, by its dotted key; at most three deep.
+
+    What lies least deep comes first. No dictionary is looked through twice: a few small ones that
+    hold each other have millions of ways through them.
+    """
+    seen: dict[int, Tensors] = {}
+    level: list[tuple[str, Mapping[Any, Any]]] = [("", content)]
+    for _ in range(_DEEPEST + 1):
+        below = []
+        for place, held in level:
+            again = id(held) in seen
+            tensors = seen[id(held)] if again else _weights(held)
+            seen[id(held)] = tensors
+            if tensors:
+                yield place, tensors
+            elif not again:
+                below += [
+                    (f"{place}.{name}" if place else name, value)
+                    for name, value in held.items()
+                    if isinstance(name, str) and isinstance(value, Mapping)
+                ]
+        level = below
+
+
+def _weights(held: Mapping[Any, Any]) -> Tensors:
+    """Return the tensors of a dictionary if they are weights, else none."""
     tensors = {
         name: value
-        for name, value in content.items()
+        for name, value in held.items()
         if isinstance(name, str) and isinstance(value, torch.Tensor)
     }
     # A lone tensor is a score or a mask; an optimizer counts its parameters: {0: {…}, 1: {…}}.
-    if any(name.rpartition(".")[2] in ("weight", "weight_g") for name in tensors):
-        yield prefix, tensors
-        return
-    if prefix.count(".") >= 2:
-        return
-    for name, value in content.items():
-        if isinstance(name, str) and isinstance(value, Mapping):
-            yield from _places(value, f"{prefix}.{name}" if prefix else name)
+    known = any(name.rpartition(".")[2] in ("weight", "weight_g") for name in tensors)
+    return tensors if known else {}
+
+
+def _part(places: Mapping[str, Tensors], key: str) -> Found:
+    """Find one network of several by what stands before its names, wrappers aside.
+
+    Raises:
+        Unclear: there is none, or it is in several dictionaries.
+    """
+    parts = {}
+    for place, tensors in places.items():
+        start = f"{key.removeprefix(f'{place}.')}."
+        part = {n: t for n, t in tensors.items() if _WRAPPERS.sub("", n).startswith(start)}
+        if part:
+            parts[f"{place}.{start}".strip(".")] = part
+    if len(parts) > 1:
+        raise Unclear(f'weights under "{key}" in several places; --key can be: {", ".join(parts)}')
+    for place, part in parts.items():
+        return Found(tensors=part, key=place)
+    there = ", ".join(place for place in places if place) or "no others"
+    raise Unclear(f'no weights under "{key}"; --key can be: {there}')
 
 
 def _without(places: Mapping[str, Tensors], key: str) -> tuple[str, ...]:

@@ -60,15 +60,17 @@ def make(file: Path, form: Format, digest: str, options: argparse.Namespace) -> 
         digest: SHA-256 of the checkpoint's file.
 
     Raises:
-        PackError: it cannot be packed, or the options contradict it.
+        PackError: it cannot be packed, has changed since, or the options contradict it.
     """
-    content = checkpoint.read(file, form)
+    content = checkpoint.read(file, form, digest)
+    elsewhere = ""
     try:
         found = naming.find(content, options.key)
+        elsewhere = _elsewhere(found)
         tensors, converted = values.convert(naming.normalise(found.tensors))
-        fit, how = _fit(tensors, content, options.architecture, options.crop)
+        fit, how = _fit(tensors, content, options, elsewhere)
     except NotWeights as error:
-        raise NotWeights(f"{file}: {error}") from None
+        raise NotWeights(f"{file}: {error}{elsewhere}") from None
     if fit.crop is not None and options.crop not in (None, fit.crop):
         raise Unclear(f"--crop: the positions in these weights are for {fit.crop} pixels")
     recipe = _recipe(fit, digest, options)
@@ -107,12 +109,22 @@ def is_chexnet(fit: Fit) -> bool:
     )
 
 
-def _fit(tensors: Tensors, content: Any, asked: str | None, crop: int | None) -> tuple[Fit, str]:
+def _elsewhere(found: naming.Found) -> str:
+    """Say where the weights lay, if they were chosen: an average may lack what is no parameter."""
+    if not found.others:
+        return ""
+    return f'; these lie under "{found.key}", and --key takes others: {", ".join(found.others)}'
+
+
+def _fit(
+    tensors: Tensors, content: Any, options: argparse.Namespace, elsewhere: str
+) -> tuple[Fit, str]:
     """Find the architecture, or see that the one asked for is it."""
     count = len(weighty(tensors))
+    asked = options.architecture
     if asked is not None:
         try:
-            return fitting.fit(tensors, asked, crop), "--architecture"
+            return fitting.fit(tensors, asked, options.crop), "--architecture"
         except NotWeights as error:
             others = [one.architecture for one in fitting.guess(tensors)]
             hint = f"; these are the tensors of {' or '.join(others)}" if others else ""
@@ -135,8 +147,8 @@ def _fit(tensors: Tensors, content: Any, asked: str | None, crop: int | None) ->
         hint += f" {TIMM}{named}"
     raise Unclear(
         "--architecture: no classifier of torchvision has exactly these tensors"
-        f" ({fitting.outline(tensors)}){hint}. It can be {TIMM}NAME; a network of your own is"
-        " packed as a program: torch.jit.trace(model.eval(), picture).save('model.pt')"
+        f" ({fitting.outline(tensors)}{elsewhere}){hint}. It can be {TIMM}NAME; a network of your"
+        " own is packed as a program: torch.jit.trace(model.eval(), picture).save('model.pt')"
     )
 
 
@@ -232,8 +244,9 @@ def _notes(found: naming.Found, fit: Fit, given: int) -> list[str]:
         notes.append(f'weights under "{found.key}": {averaged}--key takes others: {others}')
     if fit.last and not is_chexnet(fit):
         notes.append(
-            f"the last layer is {fit.last}, in a Sequential; what follows it there is not in the"
-            " file: --activation says so if it is a Sigmoid"
+            f"the last layer is {fit.last}, in a Sequential; what has no weights there, before it"
+            " or after, is not in the file. A Dropout changes nothing; --activation says so if"
+            " there is a Sigmoid after it; with anything else, such as a ReLU, pack a program"
         )
     left = given - len(weighty(fit.tensors))
     if left > 0:

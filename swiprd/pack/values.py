@@ -18,7 +18,8 @@ def convert(tensors: Tensors) -> tuple[Tensors, str]:
     """Return the tensors as they are to be written, and what was converted, in words.
 
     Raises:
-        NotWeights: one is sparse, quantised or complex, or claims more values than it holds.
+        NotWeights: one is sparse, nested, quantised or complex, has no values, or claims more than
+            it holds.
     """
     found: Tensors = {}
     changed: Counter[str] = Counter()
@@ -32,11 +33,24 @@ def convert(tensors: Tensors) -> tuple[Tensors, str]:
 
 
 def _check(name: str, tensor: torch.Tensor) -> None:
-    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_complex():
-        kind = "quantised" if tensor.is_quantized else "sparse or complex"
-        raise NotWeights(f"{name}: {kind}, which swipr does not run: save the float32 model")
+    # Of a nested or a meta tensor, much of what is asked below cannot be told.
+    for faulty, kind in (
+        (tensor.is_nested, "nested"),
+        (tensor.is_quantized, "quantised"),
+        (tensor.layout is not torch.strided or tensor.is_complex(), "sparse or complex"),
+    ):
+        if faulty:
+            raise NotWeights(f"{name}: {kind}, which swipr does not run: save the float32 model")
+    if tensor.is_meta:
+        raise NotWeights(
+            f"{name}: without values, of the meta device: save the model once its weights are there"
+        )
+    storage = tensor.untyped_storage()
+    # A pickle can set attributes of a storage, and what writes it would call them as its methods.
+    if any(hasattr(torch.UntypedStorage, one) for one in vars(storage)):
+        raise NotWeights(f"{name}: its storage has methods of its own: save the state_dict again")
     # A few bytes may be declared a terabyte by a stride of 0; copying would then fill the memory.
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+    if tensor.numel() * tensor.element_size() > storage.nbytes():
         raise NotWeights(f"{name}: {list(tensor.shape)} values, where the file holds fewer")
 
 
