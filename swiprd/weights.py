@@ -7,10 +7,12 @@ import pickle
 import re
 import warnings
 import zipfile
+from io import BytesIO
 from pathlib import Path
 
 import torch
 
+from swiprd.screen import Unwanted, screen
 from swiprd.tables import BundleError
 
 SAFETENSORS = ".safetensors"
@@ -64,11 +66,16 @@ def _load_zip(file: Path) -> dict[str, torch.Tensor]:
                     expected = "an archive with nothing compressed in it, as torch.save writes it"
                     found = f"{one.filename[:80]!r} compressed; re-save it: {_RESAVE}"
                     raise BundleError(file, "", expected, found)
+        # With the reader that torch.load uses: two may differ about which bytes are the pickle.
+        screen(BytesIO(torch._C.PyTorchFileReader(str(file)).get_record("data.pkl")), 1)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old pickle protocols; they are read or refused
             state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except BundleError:
         raise
+    except Unwanted as error:
+        found = f"a pickle that asks for {error.first}" if error.first else str(error)
+        raise BundleError(file, "", f"{state_dict}, tensors only", found) from None
     except zipfile.BadZipFile:
         raise BundleError(file, "", "a whole file", "a truncated or damaged one") from None
     except pickle.UnpicklingError as error:

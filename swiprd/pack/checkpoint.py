@@ -26,7 +26,7 @@ import torch
 
 from swiprd.pack.errors import CannotOpen, NotWeights
 from swiprd.pack.formats import MAX_SIZE, Format, open_checkpoint
-from swiprd.pack.screen import INERT, screen
+from swiprd.screen import INERT, Unwanted, screen
 
 _LEGACY_PICKLES = 5  # magic number, version, sizes of types, what was saved, names of storages
 
@@ -80,7 +80,7 @@ def read(file: Path, form: Format, digest: str | None = None) -> Any:
                     copy, map_location="cpu", weights_only=True, mmap=form == "zip"
                 )
             return _plain(content)
-        except NotWeights as error:
+        except Unwanted as error:
             raise NotWeights(f"{file}: {error}") from None
         except pickle.UnpicklingError as error:
             raise NotWeights(

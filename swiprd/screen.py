@@ -12,8 +12,6 @@ import pickletools
 import re
 from typing import IO
 
-from swiprd.pack.errors import NotWeights
-
 # What becomes an object without contents, whatever the file says of it (checkpoint.Unread):
 # options, paths and scores, which training scripts leave beside the weights.
 INERT = (
@@ -52,11 +50,23 @@ _MOST_STEPS = 5_000_000
 _SAVE = "torch.save(model.state_dict(), 'weights.pth')"
 
 
+class Unwanted(Exception):
+    """A pickle asks for more than tensors and plain data; the message says what to do instead.
+
+    Attributes:
+        first: what it asks for, fit to be printed; empty where it is only too long.
+    """
+
+    def __init__(self, message: str, first: str = "") -> None:
+        super().__init__(message)
+        self.first = first
+
+
 def screen(data: IO[bytes], pickles: int) -> None:
     """See that the next `pickles` of a stream ask for nothing but tensors and plain data.
 
     Raises:
-        NotWeights: they ask for more, or are too long; says what to do instead.
+        Unwanted: they ask for more, or are too long.
         ValueError: they are no whole pickles.
     """
     asked: dict[str, None] = {}  # in order
@@ -66,7 +76,7 @@ def screen(data: IO[bytes], pickles: int) -> None:
         for opcode, argument, _position in pickletools.genops(data):
             steps += 1
             if steps > _MOST_STEPS:
-                raise NotWeights(f"a pickle of over {_MOST_STEPS} steps. Save less: {_SAVE}")
+                raise Unwanted(f"a pickle of over {_MOST_STEPS} steps. Save less: {_SAVE}")
             if opcode.name in ("GLOBAL", "INST"):
                 asked[str(argument).replace(" ", ".")] = None
             elif opcode.name == "STACK_GLOBAL":
@@ -75,7 +85,7 @@ def screen(data: IO[bytes], pickles: int) -> None:
                 last = (last[1], argument)
     unknown = [one for one in asked if one not in INERT and not _TENSORS_AND_DATA.fullmatch(one)]
     if unknown:
-        raise NotWeights(_refusal(unknown))
+        raise Unwanted(_refusal(unknown), _NOT_PLAIN.get(unknown[0]) or _printable(unknown[0]))
 
 
 def _refusal(unknown: list[str]) -> str:
@@ -93,8 +103,11 @@ def _refusal(unknown: list[str]) -> str:
     first = unknown[0]
     if first in _NOT_PLAIN:
         return f"holds {_NOT_PLAIN[first]}, which swipr does not run: save the float32 model"
-    name = "".join(one if one.isprintable() else "?" for one in first[:100])
     return (
-        f"its pickle asks for {name}, which is neither a tensor nor plain data and is not run."
-        f" If you trust where it came from, save the weights alone: {_SAVE}"
+        f"its pickle asks for {_printable(first)}, which is neither a tensor nor plain data and is"
+        f" not run. If you trust where it came from, save the weights alone: {_SAVE}"
     )
+
+
+def _printable(name: str) -> str:
+    return "".join(one if one.isprintable() else "?" for one in name[:100])
