@@ -485,5 +485,8 @@ def _cause(status: int | None) -> tuple[str, bool]:
             name = signal.Signals(number).name
         except ValueError:
             name = f"signal {number}"
+        if number == signal.SIGBUS:
+            # No image is ever mapped; weights are.
+            name += " (were the weights overwritten where they lie? Rename a new file over them)"
         return name, number != signal.SIGKILL
     return f"exit status {os.waitstatus_to_exitcode(status)}", True

@@ -262,6 +262,17 @@ class TestKilled:
             assert "SIGSEGV" in str(error)
             assert peer.ask(image=photos[0]).error is None
 
+    def test_weights_that_were_cut_short_in_use_are_named(
+        self, start_daemon: StartDaemon, tmp_path: Path, photos: list[bytes]
+    ) -> None:
+        make_folder(tmp_path / "model")
+        daemon = start_daemon(model=tmp_path / "model").wait_ready()
+        os.truncate(tmp_path / "model" / "weights.pth", 4096)
+        with daemon.connect() as peer:
+            error = peer.ask(image=photos[0]).error
+        assert isinstance(error, WorkerCrashed | LoadingFailed)  # whoever notices first
+        assert "SIGBUS (were the weights overwritten" in str(error)
+
     def test_the_forkserver_is_replaced(
         self, start_daemon: StartDaemon, photos: list[bytes]
     ) -> None:
