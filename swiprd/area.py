@@ -20,12 +20,15 @@ def resize_area(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
     if (height, width) == (rows, columns):
         return pixels.astype(np.float32)
     windows = _covered if height <= rows and width <= columns else _between
-    halfway = _weighted(pixels, windows(rows, height))
-    return _weighted(halfway.swapaxes(0, 1), windows(columns, width)).swapaxes(0, 1)
+    halfway = weighted(pixels, windows(rows, height))
+    return weighted(halfway.swapaxes(0, 1), windows(columns, width)).swapaxes(0, 1)
 
 
-def _weighted(pixels: np.ndarray, windows: list[tuple[int, np.ndarray]]) -> np.ndarray:
-    """Sum windows along the first axis: each a first index and the weights from there on."""
+def weighted(pixels: np.ndarray, windows: list[tuple[int, np.ndarray]]) -> np.ndarray:
+    """Sum windows along the first axis: each a first index and the weights from there on.
+
+    Never makes floats of all pixels at once, which would be four times what was decoded.
+    """
     lines = np.empty((len(windows), *pixels.shape[1:]), np.float32)
     for line, (first, weights) in zip(lines, windows, strict=True):
         covered = pixels[first : first + len(weights)].astype(np.float32, copy=False)

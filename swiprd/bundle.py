@@ -19,7 +19,9 @@ Activation = Literal["softmax", "sigmoid", "log_softmax", "none"]
 Edge = Literal["short", "long", "both", "square"]
 Crops = Literal["center", "five", "ten", "grid"]
 Head = Literal["default", "fastai"]
-Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "area"]
+Interpolation = Literal[
+    "nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "area", "grid_sample"
+]
 Match = Literal["name", "order"]
 Pool = Literal["mean", "logits", "logsumexp"]
 
@@ -54,7 +56,8 @@ class Preprocess:
         pool: `mean` averages the crops' probabilities, `logits` their outputs before activation,
             `logsumexp` the exponentials of their outputs, and takes the logarithm: the crops that
             speak up decide, and those that have nothing to say change nothing.
-        interpolation: one of Pillow's, or `area`, OpenCV's INTER_AREA.
+        interpolation: one of Pillow's; `area`, OpenCV's INTER_AREA; or `grid_sample`, torch's after
+            area pooling where the picture shrinks to less than half, as fastai 1 does.
         exif: `apply` turns the picture upright first; the plain torchvision loader ignores it.
         draft: let the JPEG decoder deliver a smaller picture, at least 1.5 times the resized one.
             Faster on large photos and no longer exact, hence off unless the file asks for it.

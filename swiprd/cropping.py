@@ -16,6 +16,7 @@ from PIL import Image
 from swiprctl.errors import TooLarge
 from swiprd.area import resize_area
 from swiprd.bundle import Preprocess
+from swiprd.sampling import resize_sampled
 
 # Where Pillow itself gives up by default: twice its Image.MAX_IMAGE_PIXELS.
 MAX_PIXELS = 178_956_970
@@ -42,6 +43,8 @@ def preprocess(
     pixels: Image.Image | np.ndarray = image
     if recipe.interpolation == "area":
         pixels = resize_area(np.asarray(image), *size)
+    elif recipe.interpolation == "grid_sample":
+        pixels = resize_sampled(np.asarray(image), *size)
     elif size != image.size:
         pixels = image.resize(size, Image.Resampling[recipe.interpolation.upper()])
     crops = torch.from_numpy(np.stack(_crops(pixels, size, recipe)))
@@ -56,8 +59,9 @@ def resized(width: int, height: int, recipe: Preprocess) -> tuple[int, int]:
     """Return the width and height that `recipe` gives a picture of this width and height.
 
     For the short edge the other one is truncated, as torchvision.transforms.Resize does it; for
-    the long edge, which torchvision has not, it is rounded and at least 1. Where a square is cut
-    first, these are the proportions of the whole picture: of the square, it is a square again.
+    the long edge, which torchvision has not, and for `grid_sample`, it is rounded and at least 1.
+    Where a square is cut first, these are the proportions of the whole picture: of the square, it
+    is a square again.
     """
     if recipe.resize is None:
         return width, height
@@ -69,6 +73,11 @@ def resized(width: int, height: int, recipe: Preprocess) -> tuple[int, int]:
         return width, height
     if named < recipe.resize and not recipe.enlarge:
         return width, height
+    if recipe.interpolation == "grid_sample":
+        # In floating point, as `_get_resize_target` in fastai 1's vision/image.py has it, which
+        # decides where it meets half a pixel.
+        ratio = named / recipe.resize
+        return max(1, round(width / ratio)), max(1, round(height / ratio))
     if recipe.edge != "long":
         other = int(recipe.resize * max(width, height) / named)
         return (recipe.resize, other) if width <= height else (other, recipe.resize)

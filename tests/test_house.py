@@ -32,6 +32,7 @@ MAY_BE_HEAVY = {
     "swiprd.pack.proof",
     "swiprd.pack.values",
     "swiprd.programs",
+    "swiprd.sampling",
     "swiprd.skeleton",
     "swiprd.weights",
     "swiprd.worker",

@@ -247,8 +247,7 @@ class TestFastai1And2:
     ) -> None:
         name = "densenet121" if wrapped else "resnet18"
         learner = checkpoints.learner_2(name, bias=bias)
-        # Of fastai 1 the network is compared, and below what swipr cannot do as it does.
-        crops = recipe(ROCKET, 224) if bias else square_crop(ROCKET, 224)
+        crops = sampled_crop(ROCKET, 224) if bias else square_crop(ROCKET, 224)
         spread(learner, crops, learner[-1][-1])
         state = learner.state_dict()
         assert ("1.8.bias" in state) == bias
@@ -290,20 +289,25 @@ class TestFastai1And2:
         assert chosen["middle"] == ("up" if bias else "down")
         assert chosen.get("edge", "short") == ("short" if bias else "square")
 
-    def test_pictures_are_not_quite_what_fastai_1_makes_of_them_and_pack_says_so(
-        self, pack: Pack, tmp_path: Path
+    # Landscape, portrait, square; less and more than twice as large; smaller; odd numbers.
+    @pytest.mark.parametrize(
+        "size", [(640, 480), (333, 500), (512, 512), (1501, 1023), (449, 1001), (90, 61)]
+    )
+    @pytest.mark.parametrize("crop", [224, 299])
+    def test_pictures_as_fastai_1_validates_on_them(
+        self, pack: Pack, tmp_path: Path, size: tuple[int, int], crop: int
     ) -> None:
         learner = checkpoints.learner_2("resnet18", bias=True)
-        crops = sampled_crop(ROCKET, 224)
+        image = encoded(picture(*size), "PNG")
+        crops = sampled_crop(image, crop)
         spread(learner, crops, learner[-1][-1])
         torch.save(learner.state_dict(), tmp_path / "stage-1.pth")
-        pack.made(tmp_path / "stage-1.pth", "--labels", "ant,bee,cow")
-        (note,) = (line for line in pack.out.splitlines() if line.startswith("note "))
-        assert "fastai 1" in note
-        assert "not exact" in note
-        mine = images.decode(ROCKET, load_bundle(pack.folder).preprocess)
-        levels = (mine - crops).abs() * torch.tensor(checkpoints.STD).view(3, 1, 1) * 255
-        assert 0.5 < levels.mean() < 4  # as the note has it
+        options = ("--labels", "ant,bee,cow", "--crop", str(crop))
+        chosen = pack.made(tmp_path / "stage-1.pth", *options)["preprocess"]
+        assert (chosen["resize"], chosen["crop"], chosen["middle"]) == (crop, crop, "up")
+        assert "note" not in pack.out
+        assert chosen["interpolation"] == "grid_sample"
+        same(pack.answer(image), softmax(learner, crops))
 
     def test_resize_as_told_is_of_the_square(self, pack: Pack, tmp_path: Path) -> None:
         torch.save(checkpoints.learner_2("resnet18").state_dict(), tmp_path / "c.pth")

@@ -52,25 +52,13 @@ def for_fastai(fit: Fit, size: int) -> Recipe:
         )
     if _has_biases(fit):
         return Recipe(
-            preprocess=Preprocess(resize=size, crop=size, middle="up"),
-            source=f"fastai 1 validates at size={size}: short side, centre",
-            notes=(_SAMPLED,),
+            preprocess=Preprocess(resize=size, crop=size, interpolation="grid_sample", middle="up"),
+            source=f"fastai 1 validates at size={size}: short side, centre, EXIF ignored",
         )
     return Recipe(
         preprocess=Preprocess(resize=size, edge="square", crop=size, middle="down"),
         source=f"fastai 2 validates after Resize({size}): the centred square, resized",
     )
-
-
-# Measured against fastai 1.0.61's own functions on nine photographs, each also with 64, 180 and 256
-# pixels on its short side, and three untrained ResNet-18; `area` is nearer where pictures shrink
-# (4.5e-3 at most) and further off where they grow (1.5e-2).
-_SAMPLED = (
-    "close, and not exact: fastai 1 samples pictures with torch's grid_sample, which smooths less."
-    " Measured on photographs: pixels differ by up to 4 of 255 on average, and up to 125 at sharp"
-    " edges; probabilities of untrained networks by up to 0.011. Before you rely on a threshold,"
-    " compare some rows with learn.predict()"
-)
 
 
 def _has_biases(fit: Fit) -> bool:
