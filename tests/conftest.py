@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,16 @@ import pytest
 from daemonprocess import DaemonProcess, own_children
 from fronts import ALONE, CONNECTIONS, MAX_IMAGE, MAX_INLINE, MAX_PIXELS, QUEUE, SECONDS, png
 from vitals import Vitals
+
+
+def _no_signal_ignored() -> None:
+    """Undo what nohup and a shell's background leave behind: processes of the tests inherit it."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, None)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+_no_signal_ignored()
 
 
 def _open_descriptors() -> dict[str, str]:
