@@ -389,6 +389,17 @@ def test_draft_of_a_picture_that_a_square_is_cut_of(orientation: int) -> None:
     assert images.load_image(encoded(picture(1200, 600), "JPEG"), near).size == (1200, 600)
 
 
+@pytest.mark.parametrize("size", [(700, 500), (399, 1000), (201, 201), (799, 600), (1000, 1000)])
+def test_draft_resizes_as_pillow_does_but_for_a_level(size: tuple[int, int]) -> None:
+    image = picture(*size)
+    quick = plainly(resize=200, edge="long", crop=200, draft=True)
+    exact = plainly(resize=200, edge="long", crop=200)
+    found, expected = (pixels(cropping.preprocess(image, one)) for one in (quick, exact))
+    off = np.abs(found.astype(int) - expected)
+    assert off.max() <= 1
+    assert (off > 0).mean() < 0.05
+
+
 def test_draft_of_other_kinds() -> None:
     recipe = Preprocess(resize=100, draft=True)
     for mode in ("CMYK", "L"):
