@@ -25,6 +25,7 @@ from swiprctl.errors import BadRequest, SwiprError, TryLater, from_wire
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any
 
 MAX_FRAME = 64 << 20
 """Bytes of a frame's payload. Inline images must fit; descriptors have no such limit."""
@@ -52,11 +53,12 @@ _MAX_ID = 2**63 - 1
 
 
 class Frame:
-    """One decoded frame: its map, and the descriptor that came with it, if any."""
+    """One decoded frame: its map, and the attachment that was fed with it, if any: a descriptor,
+    or an object that stands for it."""
 
     __slots__ = ("attachment", "fields")
 
-    def __init__(self, fields: dict[str, object], attachment: int | None) -> None:
+    def __init__(self, fields: dict[str, object], attachment: Any) -> None:
         self.fields = fields
         self.attachment = attachment
 
@@ -125,10 +127,7 @@ class Reply:
         """Make the frame."""
         if self.error is None:
             return encode({**self.fields, "id": self.id, "ok": True})
-        told: dict[str, object] = {"code": self.error.code, "message": str(self.error)}
-        if isinstance(self.error, TryLater) and self.error.retry_after is not None:
-            told["retry_after"] = self.error.retry_after
-        return encode({"id": self.id, "ok": False, "error": told})
+        return encode({"id": self.id, "ok": False, "error": error_fields(self.error)})
 
     @classmethod
     def parse(cls, fields: dict[str, object]) -> Reply:
@@ -141,15 +140,9 @@ class Reply:
         ok = fields.get("ok")
         if ok is True:
             return cls(id, fields)
-        error = fields.get("error")
-        if ok is not False or not isinstance(error, dict):
+        if ok is not False:
             raise BadRequest("the daemon's reply has neither a result nor an error")
-        code, message, retry_after = (error.get(k) for k in ("code", "message", "retry_after"))
-        if not isinstance(code, str) or not isinstance(message, str):
-            raise BadRequest("the daemon's error has no code or no message")
-        if isinstance(retry_after, bool) or not isinstance(retry_after, int | float):
-            retry_after = None
-        return cls(id, None, from_wire(code, message, retry_after))
+        return cls(id, None, parse_error(fields.get("error")))
 
 
 class Decoder:
@@ -168,7 +161,7 @@ class Decoder:
         self._items = items
         self._buffer = bytearray()
         self._begin = 0  # offset in the stream of the buffer's first byte: always a frame's start
-        self._attachments: deque[tuple[int, int, int]] = deque()  # arrived in [a, b), descriptor
+        self._attachments: deque[tuple[int, int, Any]] = deque()  # each arrived in [a, b)
 
     @property
     def mid_frame(self) -> bool:
@@ -182,7 +175,7 @@ class Decoder:
             return len(self._buffer)
         return _HEADER.size + int(_HEADER.unpack_from(self._buffer)[0])
 
-    def feed(self, data: bytes, attachment: int | None = None) -> None:
+    def feed(self, data: bytes, attachment: Any = None) -> None:
         """Take what one recvmsg(2) gave. The decoder holds the attachment until it hands it out."""
         if attachment is not None:
             a = self._begin + len(self._buffer)
@@ -213,15 +206,15 @@ class Decoder:
             if self._begin < a:
                 raise BadRequest("a descriptor came in the middle of a frame")
 
-    def abandon(self) -> list[int]:
-        """End: drop what is buffered, give back the descriptors that came with it, to be closed."""
-        left = [descriptor for _, _, descriptor in self._attachments]
+    def abandon(self) -> list[Any]:
+        """End: drop what is buffered, give back the attachments that came with it, to be closed."""
+        left = [attachment for _, _, attachment in self._attachments]
         self._attachments.clear()
         self._buffer = bytearray()  # whoever holds on to this object must not hold 64 MiB
         return left
 
-    def _claim(self, end: int) -> int | None:
-        """The descriptor of the frame that begins the buffer and ends at `end` in the stream."""
+    def _claim(self, end: int) -> Any:
+        """The attachment of the frame that begins the buffer and ends at `end` in the stream."""
         if not self._attachments:
             return None
         a, b, _ = self._attachments[0]
@@ -244,6 +237,30 @@ def encode(fields: dict[str, object]) -> bytes:
     if len(payload) > MAX_FRAME:
         raise BadRequest(f"a frame of {len(payload)} bytes: the limit is {MAX_FRAME}")
     return _HEADER.pack(len(payload)) + bytes(payload)
+
+
+def error_fields(error: SwiprError) -> dict[str, object]:
+    """Make the map that stands for an error on the wire."""
+    fields: dict[str, object] = {"code": error.code, "message": str(error)}
+    if isinstance(error, TryLater) and error.retry_after is not None:
+        fields["retry_after"] = error.retry_after
+    return fields
+
+
+def parse_error(fields: object) -> SwiprError:
+    """Make the exception that such a map stands for.
+
+    Raises:
+        BadRequest: it is no such map.
+    """
+    if not isinstance(fields, dict):
+        raise BadRequest("the daemon's reply has neither a result nor an error")
+    code, message, retry_after = (fields.get(k) for k in ("code", "message", "retry_after"))
+    if not isinstance(code, str) or not isinstance(message, str):
+        raise BadRequest("the daemon's error has no code or no message")
+    if isinstance(retry_after, bool) or not isinstance(retry_after, int | float):
+        retry_after = None
+    return from_wire(code, message, retry_after)
 
 
 def request_id(fields: dict[str, object]) -> int:

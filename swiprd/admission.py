@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from swiprctl.errors import Overloaded, SwiprError
+from swiprd.attachment import Attachment
 
 _SMOOTHING = 0.2  # weight of the newest service time in the running average
 _TURNS_KEPT = 1024  # uids whose last turn is remembered; who is forgotten goes first
@@ -28,13 +29,11 @@ class Job:
         id: unique in this daemon's life; what the workers call it.
         uid: whose it is, as the kernel says.
         owner: whatever submitted it; `cancel()` finds its jobs by it.
-        image: the descriptor; whoever ends the job has it closed, by `discard`.
+        image: closed when the job ends.
         arrived: seconds, monotonic.
         deadline: seconds, monotonic. Infinite while the model loads, if the client named none.
         timeout: seconds that the client named, None where it left that to the daemon.
         done: called once, with the row's fields or the error.
-        discard: closes a descriptor of this image.
-        blame: called where a worker has hung with an image that may be to blame for it.
         started: when a worker got it, monotonic; 0 before.
         threads: that it runs on by itself; 0 in a batch of several.
         crashes: workers that died by themselves with it.
@@ -46,13 +45,11 @@ class Job:
     id: int
     uid: int
     owner: object
-    image: int
+    image: Attachment
     arrived: float
     deadline: float
     timeout: float | None
     done: Callable[[Job, dict[str, object] | SwiprError], None]
-    discard: Callable[[int], None]
-    blame: Callable[[], None] | None = None
     started: float = 0.0
     threads: int = 0
     crashes: int = 0

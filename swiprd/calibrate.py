@@ -22,6 +22,7 @@ from typing import Any
 from swiprctl.errors import SwiprError
 from swiprctl.protocol import Reply
 from swiprd.admission import Job
+from swiprd.attachment import Attachment
 from swiprd.bundle import Bundle
 from swiprd.children import Worker
 from swiprd.config import Settings
@@ -144,7 +145,7 @@ class _Trial:
         assert staff.canary is not None
         self._loop = asyncio.get_running_loop()
         self._shape = shape
-        self._image = sealed_memfd(staff.canary.image)
+        self._image = Attachment.of(sealed_memfd(staff.canary.image))
         self._ids = count(1)
         self._warm: set[int] = set()
         self._all_warm = self._loop.create_future()
@@ -183,7 +184,7 @@ class _Trial:
         for worker in self._workers:
             worker.jobs.clear()
             worker.kill("the measurement is over")
-        os.close(self._image)
+        self._image.close()
 
     def _give(self, worker: Worker) -> None:
         now = self._loop.time()
@@ -198,7 +199,6 @@ class _Trial:
                     deadline=now,
                     timeout=None,
                     done=_ignore,
-                    discard=os.close,
                 )
                 for _ in range(self._shape.batch)
             ],

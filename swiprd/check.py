@@ -23,6 +23,7 @@ from swiprd.bundle import Bundle, load_bundle
 from swiprd.canary import WrongAnswer
 from swiprd.canaryimage import canary_of
 from swiprd.identity import digest_weights
+from swiprd.imagefile import read_image_bytes
 from swiprd.model import LoadedModel
 from swiprd.probe import CANARY_LIMITS
 from swiprd.tables import BundleError
@@ -155,7 +156,7 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         raise CannotOpen(error.strerror or str(error)) from error
     try:
-        return images.read_image_bytes(descriptor, CANARY_LIMITS["max_bytes"])
+        return read_image_bytes(descriptor, CANARY_LIMITS["max_bytes"])
     finally:
         os.close(descriptor)
 

@@ -84,7 +84,7 @@ class Worker:
         for job in jobs:
             self.jobs[job.id] = job
             frame = encode({"id": job.id, "size": len(jobs), "threads": threads, **limits})
-            self._channel.send(frame, job.image, job.discard)
+            self._channel.send(frame, job.image)
 
     def kill(self, why: str) -> None:
         """SIGKILL the process, by pidfd, so that no other process can be hit."""

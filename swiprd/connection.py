@@ -10,8 +10,9 @@ from typing import Protocol
 
 from swiprctl.errors import SwiprError
 from swiprctl.protocol import Frame, Reply
+from swiprd.attachment import Attachment
 from swiprd.channel import Channel
-from swiprd.closing import Closer
+from swiprd.intakes import Intakes
 from swiprd.room import Room
 from swiprd.service import Outcome
 from swiprd.turns import Turns
@@ -27,14 +28,14 @@ class Host(Protocol):
     """What a connection asks of the server, and tells it."""
 
     turns: Turns
-    closer: Closer
+    intakes: Intakes
     room: Room
 
     def forget(self, connection: Connection) -> None:
         """The connection is closed."""
 
     def handle(self, connection: Connection, frame: Frame) -> None:
-        """Act on one request. The frame's descriptor is owned from here."""
+        """Act on one request. The frame's attachment is owned from here."""
 
 
 class Connection:
@@ -61,14 +62,11 @@ class Connection:
             farewell=lambda error: Reply(None, None, error).encode(),
             reserve=lambda size: host.room.reserve(uid, size),
             ask=lambda work: host.turns.ask(uid, work),
-            discard=lambda descriptor: host.closer.close(descriptor, uid),
+            take=lambda sock, size, received: host.intakes.take(uid, sock, size, received),
+            discard=Attachment.close,
+            release=lambda sock: host.intakes.bury(uid, sock),
             items=_REQUEST_ITEMS,
         )
-
-    def discard(self, descriptor: int | None) -> None:
-        """Close a descriptor that came with a request."""
-        if descriptor is not None:
-            self._host.closer.close(descriptor, self.uid)
 
     def answer(self, identity: int, outcome: Outcome) -> None:
         """Answer a request in flight."""

@@ -86,7 +86,6 @@ class Daemon:
         await server.flush(_FLUSH)
         server.close()
         await service.close()
-        server.closer.end()
         if not self._again:
             log.info("left")
         return self._again

@@ -1,4 +1,4 @@
-"""A descriptor → a tensor, under caps.
+"""An image file's bytes → a tensor, under caps.
 
 Runs in a worker, which may be killed at any moment: this is the only module that parses pixels
 from strangers. Whatever the bytes hold, its functions end in a tensor, `BadImage` or `TooLarge`.
@@ -8,12 +8,10 @@ and decodes six formats, named one by one.
 
 from __future__ import annotations
 
-import fcntl
 import io
 import logging
 import math
 import os
-import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -60,44 +58,6 @@ _DRAFTABLE = (JpegImagePlugin.JpegImageFile.format, MpoImagePlugin.MpoImageFile.
 # Pillow logs an error for some of what it also raises; the raised one reaches the sender.
 logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
 
-_KINDS = {
-    stat.S_IFDIR: "a directory",
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
-
-
-def read_image_bytes(fd: int, limit: int) -> bytes:
-    """Read the whole file behind `fd` from its beginning; its offset is neither used nor moved.
-
-    Only regular files and memfds: reading anything else may block for good. A file that shrinks
-    or grows meanwhile gives what was there.
-
-    Raises:
-        BadImage: not such a file, not open for reading, empty, or not readable.
-        TooLarge: more than `limit` bytes.
-    """
-    try:
-        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
-        if flags & os.O_PATH:
-            raise BadImage("the descriptor is only a path (O_PATH) and cannot be read")
-        if flags & os.O_ACCMODE == os.O_WRONLY:
-            raise BadImage("the descriptor is open for writing only")
-        info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode):
-            kind = _KINDS.get(stat.S_IFMT(info.st_mode), "something else")
-            raise BadImage(f"not a regular file but {kind}")
-        # The kernel's own files (/proc) claim no size either, and some of them block.
-        if info.st_size == 0:
-            raise BadImage("empty file")
-        if info.st_size > limit:
-            raise TooLarge(f"{info.st_size} bytes, where {limit} is the limit")
-        return _read(fd, info.st_size, limit)
-    except OSError as error:
-        raise BadImage(f"cannot be read: {error.strerror}") from error
-
 
 def decode(data: bytes, recipe: Preprocess, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
     """Turn an image file's bytes into float32 crops of shape [crops, 3, crop, crop].
@@ -134,20 +94,6 @@ def load_image(data: bytes, recipe: Preprocess, max_pixels: int = MAX_PIXELS) ->
         if upright:
             ImageOps.exif_transpose(image, in_place=True)
         return _to_rgb(image)
-
-
-def _read(fd: int, size: int, limit: int) -> bytes:
-    parts = []
-    total = 0
-    # One read takes it all and the next finds the end; more only if it is growing.
-    while part := os.pread(fd, min(limit + 1 - total, max(size + 1 - total, 65536)), total):
-        parts.append(part)
-        total += len(part)
-        if total > limit:
-            raise TooLarge(f"more than {limit} bytes, which is the limit")
-    if not total:
-        raise BadImage("empty file")
-    return b"".join(parts)
 
 
 @contextmanager

@@ -7,8 +7,7 @@ which only the size is looked at here. What is remembered is bounded in number a
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
-from collections.abc import Hashable
+from collections import OrderedDict
 from dataclasses import dataclass
 
 from swiprctl.errors import SwiprError
@@ -22,10 +21,10 @@ _LONGER = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """An image: its size in bytes, and what else tells it from all others."""
+    """An image: its size in bytes, and a key that tells it from all others of that size."""
 
     size: int
-    rest: tuple[Hashable, ...]
+    key: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +48,10 @@ class Poison:
         self.seconds = seconds
         self._most = most
         self._entries: OrderedDict[Identity, _Entry] = OrderedDict()  # least recently seen first
-        self._sizes: Counter[int] = Counter()
         self.refused = 0
 
     def __len__(self) -> int:
         return len(self._entries)
-
-    def has_size(self, size: int) -> bool:
-        """Whether any image of this size is remembered: only then is it worth to identify one."""
-        return size in self._sizes
 
     def remember(
         self, image: Identity, error: SwiprError, now: float, *, ran: float = float("inf")
@@ -75,7 +69,6 @@ class Poison:
         if len(self._entries) >= self._most:
             self._forget(next(iter(self._entries)))
         self._entries[image] = _Entry(error, now + self.seconds, ran)
-        self._sizes[image.size] += 1
 
     def recall(self, image: Identity, now: float, *, patience: float) -> SwiprError | None:
         """Give what a request for this image is told at once; None where it may be tried.
@@ -104,8 +97,4 @@ class Poison:
             self._forget(image)
 
     def _forget(self, image: Identity) -> None:
-        if self._entries.pop(image, None) is None:
-            return
-        self._sizes[image.size] -= 1
-        if not self._sizes[image.size]:
-            del self._sizes[image.size]
+        self._entries.pop(image, None)

@@ -176,8 +176,6 @@ class Pool:
             self.staff.discard(worker, "its batch takes long: each image is tried alone")
         else:
             left[0].overdue = worker.stuck = True
-            if left[0].blame is not None:
-                left[0].blame()  # before another worker takes what else that uid passed
         self.staff.fill()
         self.dispatch()
 

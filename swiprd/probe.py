@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from typing import Any
 
 from swiprctl.errors import LoadingFailed, SwiprError
 from swiprctl.protocol import Reply
 from swiprd.admission import Job
+from swiprd.attachment import Attachment
 from swiprd.canary import Canary, WrongAnswer
 from swiprd.children import Worker
 from swiprd.memfd import sealed_memfd
@@ -40,7 +40,8 @@ class Probe:
         self._worker = worker
         self._canary = canary
         self._on_end = on_end
-        self._image = sealed_memfd(canary.image)
+        self._image = Attachment.of(sealed_memfd(canary.image))
+        self._ended = False
         loop = asyncio.get_running_loop()
         now = loop.time()
         self._timer = loop.call_later(timeout, self._late)
@@ -55,7 +56,6 @@ class Probe:
             deadline=now + timeout,
             timeout=timeout,
             done=_unused,
-            discard=os.close,
         )
         worker.give([job], CANARY_LIMITS, threads=1)
 
@@ -79,10 +79,10 @@ class Probe:
         self._end(LoadingFailed("a worker did not answer the canary in time"))
 
     def _end(self, error: LoadingFailed | None) -> None:
-        if self._image < 0:
+        if self._ended:
             return
-        os.close(self._image)
-        self._image = -1
+        self._ended = True
+        self._image.close()
         self._timer.cancel()
         self._worker.probing = False
         self._on_end(self._worker, error)

@@ -18,9 +18,10 @@ from typing import Any
 
 from swiprctl.errors import BadRequest, Forbidden, Overloaded, SwiprError
 from swiprctl.protocol import Frame, Reply, Request, request_id
-from swiprd.closing import Closer
+from swiprd.attachment import Attachment
 from swiprd.config import Settings
 from swiprd.connection import HIGH_WATER, Connection
+from swiprd.intakes import Intakes
 from swiprd.log import log
 from swiprd.room import Room
 from swiprd.service import Outcome, Service
@@ -46,8 +47,7 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._connections: set[Connection] = set()
         self.turns = Turns()
-        self.closer = Closer(self._bar)
-        self._barred: set[int] = set()  # uids whose descriptors are not taken any more
+        self.intakes = Intakes(settings.max_image)
         self.room = Room(settings.max_inline)
         self._accepting = False
         self._resume: asyncio.TimerHandle | None = None
@@ -86,21 +86,7 @@ class Server:
             task.cancel()
         for connection in list(self._connections):
             connection.channel.close()
-
-    def _bar(self, uid: int) -> None:
-        """Take no descriptor of this uid any more: it passed one that hangs whoever touches it.
-
-        For good: bytes do as well, the client sends them by itself, and each such hanging process
-        stays until its filesystem does something.
-        """
-        if uid in self._barred:
-            return
-        log.warning("no descriptor of uid %d is taken any more: one hangs; bytes are", uid)
-        self._barred.add(uid)
-        for connection in self._connections:
-            if connection.uid == uid:
-                connection.channel.descriptors = False
-        self._service.refuse_passed(uid, _no_image(barred=True))
+        self.intakes.close()
 
     def _start_accepting(self) -> None:
         self._accepting = True
@@ -129,13 +115,14 @@ class Server:
         if len(self._connections) >= self._settings.connections and not self._make_room():
             full = Overloaded(f"{len(self._connections)} clients are connected already", 1.0)
             sock.setblocking(False)
-            with sock, contextlib.suppress(OSError):  # it may have left
+            with contextlib.suppress(OSError):  # it may have left
                 sock.send(Reply(None, None, full).encode())
+            self.intakes.bury(uid, sock)
             return
         self.turns.join(uid)
-        connection = Connection(self, sock, uid)
-        connection.channel.descriptors = uid not in self._barred
-        self._connections.add(connection)
+        # Bytes "out of band" could carry a descriptor past the look ahead at those in the band.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        self._connections.add(Connection(self, sock, uid))
 
     def _make_room(self) -> bool:
         """Close the connection that has been idle longest, of the uid that has the most.
@@ -159,7 +146,7 @@ class Server:
         limits = self._settings
         for connection in list(self._connections):
             channel = connection.channel
-            silent = 0.0 if channel.due else now - channel.last_read
+            silent = 0.0 if channel.due or channel.taking else now - channel.last_read
             if channel.unsent and now - channel.last_write > limits.slow_reader:
                 channel.close()
             elif connection.paused:
@@ -180,12 +167,13 @@ class Server:
         self._service.cancel(connection)
 
     def handle(self, connection: Connection, frame: Frame) -> None:
-        """Act on one request. The frame's descriptor is owned from here."""
-        attachment = frame.attachment
+        """Act on one request. The frame's attachment is owned from here."""
+        attachment: Attachment | None = frame.attachment
         try:
             identity = request_id(frame.fields)
         except BadRequest as error:
-            connection.discard(attachment)
+            if attachment is not None:
+                attachment.close()
             connection.channel.refuse(error)
             return
         try:
@@ -196,16 +184,9 @@ class Server:
                 connection.channel.refuse(BadRequest("a descriptor that no request asks for"))
                 return
             if request.op == "predict":
-                if attachment is None:
-                    self._submit(connection, request, self._inline(connection, request))
-                elif self.closer.harmless(attachment):
-                    image, attachment = attachment, None
-                    self._submit(connection, request, image)
-                elif connection.uid in self._barred:
-                    raise _no_image(barred=True)
-                else:
-                    image, attachment = attachment, None
-                    self._submit(connection, request, image, strange=True)
+                image = self._inline(request) if attachment is None else attachment
+                attachment = None
+                self._submit(connection, request, image)
                 return
             if request.op == "reload" and connection.uid not in (0, os.geteuid()):
                 raise Forbidden(
@@ -226,11 +207,10 @@ class Server:
         except SwiprError as error:
             connection.send(Reply(identity, None, error))
         finally:
-            connection.discard(attachment)
+            if attachment is not None:
+                attachment.close()
 
-    def _submit(
-        self, connection: Connection, request: Request, image: int, *, strange: bool = False
-    ) -> None:
+    def _submit(self, connection: Connection, request: Request, image: Attachment) -> None:
         size = len(request.image or b"")
 
         def done(outcome: Outcome) -> None:
@@ -244,8 +224,6 @@ class Server:
             image=image,
             timeout=request.timeout,
             done=done,
-            discard=connection.discard if strange else os.close,
-            blame=(lambda: self._bar(connection.uid)) if strange else None,
         )
 
     def _describe(self, op: str) -> dict[str, object]:
@@ -254,13 +232,17 @@ class Server:
         return {
             **self._service.status(),
             "connections": len(self._connections),
-            "barred": sorted(self._barred),
+            "intakes": {"processes": self.intakes.processes, "waiting": self.intakes.waiting},
         }
 
-    def _inline(self, connection: Connection, request: Request) -> int:
+    def _inline(self, request: Request) -> Attachment:
         if request.image is None:
-            raise _no_image(barred=connection.uid in self._barred)
-        return self.room.keep(request.image)
+            # The client knows it by its first words, and sends bytes.
+            raise BadRequest(
+                "no image came with the request: neither a descriptor nor bytes"
+                " (descriptors do not pass through ssh; bytes do)"
+            )
+        return self.intakes.keep(self.room.keep(request.image))
 
     async def _inquire(self, connection: Connection, identity: int, op: str) -> None:
         service = self._service
@@ -285,11 +267,3 @@ class Server:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _no_image(*, barred: bool) -> BadRequest:
-    """Say that bytes are wanted. The client knows it by its first words, and sends them."""
-    why = "neither a descriptor nor bytes (descriptors do not pass through ssh; bytes do)"
-    if barred:
-        why = "this user's descriptors are not taken, since a filesystem hung with one of them"
-    return BadRequest(f"no image came with the request: {why}")

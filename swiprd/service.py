@@ -6,17 +6,17 @@ Submitted jobs wait in `Admission`, run in the `Pool` that serves and end here, 
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from itertools import count
 
 from swiprctl.errors import DeadlineExceeded, LoadingFailed, ShuttingDown, SwiprError, WorkerCrashed
 from swiprctl.protocol import DEFAULT_TIMEOUT
 from swiprd.admission import Admission, Job
+from swiprd.attachment import Attachment, State
 from swiprd.config import Settings
+from swiprd.log import log
 from swiprd.poison import Poison
 from swiprd.pool import Pool
-from swiprd.recognition import recall, remember
 from swiprd.report import describe_process, describe_staff, describe_work
 from swiprd.stats import Stats
 from swiprd.succession import RETRY, Phase, Succession
@@ -70,6 +70,8 @@ class Service:
     async def drain(self, patience: float) -> None:
         """Take no more jobs, end those that were taken, for `patience` seconds at most."""
         self.model.leave()
+        for job in self._coming():  # a file system that does not answer holds no stop up
+            self._end(job, _leaving(0.1))
         if self.model.pool is None:
             self.refuse_waiting(_leaving(1.0))
         try:
@@ -96,17 +98,13 @@ class Service:
         *,
         uid: int,
         owner: object,
-        image: int,
+        image: Attachment,
         timeout: float | None,
         done: Callable[[Outcome], None],
-        discard: Callable[[int], None] = os.close,
-        blame: Callable[[], None] | None = None,
     ) -> None:
-        """Take an image; `done` is called once, perhaps at once. Owns the descriptor from here.
+        """Take an image; `done` is called once, perhaps at once. Owns the attachment from here.
 
-        Args:
-            discard: closes the descriptor.
-            blame: called when a worker has been killed that did not come to an end with it.
+        The deadline counts from now on, also while the image is still coming.
         """
         now = self._loop.time()
         self.last_active = now
@@ -122,17 +120,23 @@ class Service:
             deadline=now + patience,
             timeout=timeout,
             done=lambda _, outcome: done(outcome),
-            discard=discard,
-            blame=blame,
         )
         self._jobs.add(job)
         self._idle.clear()
+        self._watch(job)
+        image.when_settled(lambda: self._arrived(job))
+
+    def _arrived(self, job: Job) -> None:
+        """The image is there, or will not come."""
+        now = self._loop.time()
         try:
+            if job.image.error is not None:
+                raise job.image.error
             if self.model.phase is Phase.FAILED:
                 raise LoadingFailed(self.model.reason, RETRY)
             if self.model.phase is Phase.DRAINING:
                 raise _leaving(0.1)
-            if (known := recall(self._poison, image, now, job.deadline)) is not None:
+            if (known := self._recall(job)) is not None:
                 raise known
             victim = self._admission.admit(job, now)
         except SwiprError as error:
@@ -140,20 +144,14 @@ class Service:
             return
         if victim is not None:
             self._end(victim, self._admission.evicted())
-        self._watch(job)
         if self.model.pool is not None:
             self.model.pool.dispatch()
 
     def cancel(self, owner: object) -> None:
         """Forget what waits for an owner who has left. What runs ends unheard."""
-        for job in self._admission.cancel(owner):
+        coming = [job for job in self._coming() if job.owner is owner]
+        for job in [*coming, *self._admission.cancel(owner)]:
             self._end(job, ShuttingDown("the client left"), counted="left")
-
-    def refuse_passed(self, uid: int, error: SwiprError) -> None:
-        """End what waits with a descriptor of this uid that may hang whoever reads it."""
-        for job in list(self._jobs):
-            if job.uid == uid and job.blame is not None and self._admission.withdraw(job):
-                self._end(job, error)
 
     def take(self) -> Job | None:
         """See `pool.Owner`."""
@@ -162,7 +160,7 @@ class Service:
     def peek(self) -> Job | None:
         """See `pool.Owner`. What has been found out about an image while it waited ends it here."""
         while (job := self._admission.peek()) is not None:
-            known = recall(self._poison, job.image, self._loop.time(), job.deadline)
+            known = self._recall(job)
             if known is None:
                 break
             self._admission.withdraw(job)
@@ -187,7 +185,7 @@ class Service:
     def failed(self, job: Job, error: SwiprError) -> None:
         """See `pool.Owner`."""
         if isinstance(error, WorkerCrashed) and not job.ended:
-            remember(self._poison, job.image, error, self._loop.time())
+            self._remember(job, error)
         self._finish_running(job, error)
 
     def again(self, job: Job) -> None:
@@ -215,8 +213,9 @@ class Service:
 
     def refuse_waiting(self, error: SwiprError) -> None:
         """End what no worker has yet. See `succession.Court`, too."""
+        coming = self._coming()
         for job in list(self._jobs):
-            if self._admission.withdraw(job):
+            if job in coming or self._admission.withdraw(job):
                 self._end(job, error)
 
     def is_quiet(self) -> bool:
@@ -250,21 +249,44 @@ class Service:
 
     # --- inside
 
+    def _coming(self) -> list[Job]:
+        """Jobs whose image is not there yet."""
+        return [job for job in self._jobs if job.image.state is State.COMING]
+
+    def _recall(self, job: Job) -> SwiprError | None:
+        """What the sender of an image is told at once that is known to hang or crash workers."""
+        if job.image.identity is None:
+            return None
+        now = self._loop.time()
+        return self._poison.recall(job.image.identity, now, patience=job.deadline - now)
+
+    def _remember(self, job: Job, error: SwiprError, ran: float = float("inf")) -> None:
+        """Take note of what an image has done; see `Poison.remember`."""
+        if job.image.identity is not None:
+            log.warning("remembered, and refused for %g s: %s", self._poison.seconds, error)
+            self._poison.remember(job.image.identity, error, self._loop.time(), ran=ran)
+
     def _watch(self, job: Job) -> None:
         if job.deadline != float("inf"):
             self._timers[job.id] = self._loop.call_at(job.deadline, self._expire, job)
 
     def _expire(self, job: Job) -> None:
         waited = self._loop.time() - job.arrived
+        if job.image.state is State.COMING:
+            self._end(
+                job,
+                DeadlineExceeded(
+                    f"the file could not be read within {waited:.1f} s:"
+                    " its file system does not answer, or it is slow"
+                ),
+            )
+            return
         if self._admission.withdraw(job):
             self._end(job, DeadlineExceeded(f"no worker was free within {waited:.1f} s"))
             return
-        if job.blame is not None:
-            job.blame()  # first, lest what else that uid passed hangs another worker
         error = DeadlineExceeded(f"not done within {waited:.1f} s; its worker was killed")
         if job.overdue and not job.ended:
-            now = self._loop.time()
-            remember(self._poison, job.image, error, now, ran=now - job.started)
+            self._remember(job, error, ran=self._loop.time() - job.started)
         self._finish_running(job, error)
         for pool in list(self.model.pools):
             pool.expire(job)
@@ -280,7 +302,7 @@ class Service:
         timer = self._timers.pop(job.id, None)
         if timer is not None:
             timer.cancel()
-        job.discard(job.image)
+        job.image.close()
         self._jobs.discard(job)
         now = self.last_active = self._loop.time()
         code = outcome.code if isinstance(outcome, SwiprError) else "ok"

@@ -21,6 +21,7 @@ import torch
 from swiprctl.errors import SwiprError, TooLarge
 from swiprctl.protocol import Decoder, Frame, Reply
 from swiprd import images, model
+from swiprd.imagefile import read_image_bytes
 from swiprd.model import LoadedModel
 
 
@@ -78,7 +79,7 @@ def _decode(frame: Frame, loaded: LoadedModel) -> torch.Tensor:
     descriptor = frame.attachment
     assert descriptor is not None  # the front sends no job without one
     try:
-        data = images.read_image_bytes(descriptor, job["max_bytes"])
+        data = read_image_bytes(descriptor, job["max_bytes"])
     finally:
         os.close(descriptor)
     try:

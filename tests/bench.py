@@ -39,14 +39,14 @@ import torch
 from pathlib import Path
 threads, batch = int(sys.argv[2]), int(sys.argv[3])
 torch.set_num_threads(threads)
-from swiprd import images, model
+from swiprd import imagefile, images, model
 from swiprd.bundle import load_bundle
 loaded = model.load_model(load_bundle(Path(sys.argv[1])))
 files = [os.open(path, os.O_RDONLY) for path in sys.argv[4:]]
 
 def once(k):
     tensors = [
-        images.decode(images.read_image_bytes(files[(k + i) % len(files)], 1 << 26),
+        images.decode(imagefile.read_image_bytes(files[(k + i) % len(files)], 1 << 26),
                       loaded.bundle.preprocess)
         for i in range(batch)
     ]

@@ -208,6 +208,18 @@ def own_children(pid: int | None = None) -> list[int]:
     return found
 
 
+def forkservers(front: int) -> list[int]:
+    """Pids of a front's forkservers: of its children, those that are no intakes."""
+    return [pid for pid in own_children(front) if not _is_intake(pid)]
+
+
+def _is_intake(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip() == "swiprd-intake"
+    except OSError:
+        return True  # it has gone meanwhile
+
+
 @contextlib.contextmanager
 def open_to_all(path: Path) -> Iterator[Path]:
     """The socket under a path that every uid can reach: pytest's folders are 0700."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from itertools import count
 
@@ -21,6 +20,7 @@ from hypothesis.stateful import (
 
 from swiprctl.errors import Overloaded, SwiprError
 from swiprd.admission import Admission, Job
+from swiprd.attachment import Attachment
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -38,12 +38,11 @@ def make(
         id=next(_ids),
         uid=uid,
         owner=owner,
-        image=-1,
+        image=Attachment(),
         arrived=arrived,
         deadline=deadline,
         timeout=None,
         done=_ignore,
-        discard=os.close,
     )
 
 

@@ -16,9 +16,10 @@ from daemonprocess import (
     PATIENCE,
     Peer,
     as_uid,
+    descendants,
+    forkservers,
     is_alive,
     open_to_all,
-    own_children,
     signal_if_there,
     wait_until,
 )
@@ -113,10 +114,10 @@ class TestReady:
         self, start_daemon: StartDaemon, photos: list[bytes]
     ) -> None:
         daemon = start_daemon()
-        wait_until(lambda: own_children(daemon.pid), "the forkserver")
+        wait_until(lambda: forkservers(daemon.pid), "the forkserver")
         with daemon.connect() as peer:
             peer.send(1, image=photos[0])
-            os.kill(own_children(daemon.pid)[0], signal.SIGKILL)
+            os.kill(forkservers(daemon.pid)[0], signal.SIGKILL)
             assert peer.receive().error is None
         assert daemon.status()["forkserver"]["restarts"] == 1
 
@@ -125,7 +126,7 @@ class TestReady:
         killed: set[int] = set()
 
         def given_up() -> bool:
-            for pid in set(own_children(daemon.pid)) - killed:
+            for pid in set(forkservers(daemon.pid)) - killed:
                 os.kill(pid, signal.SIGKILL)
                 killed.add(pid)
             return any("the process that loads the model" in line for line in daemon.read_told())
@@ -306,7 +307,7 @@ class TestKilled:
             peer.send(1, descriptor=slow)
             daemon.wait_status(lambda s: {w["state"] for w in s["workers"]} == {"busy", "idle"})
             family = daemon.family()
-            assert len(family) == 4
+            assert len(family) == 5  # front, intake, forkserver and two workers
             daemon.process.kill()
             daemon.process.wait()
             died = time.monotonic()
@@ -362,7 +363,13 @@ class TestReload:
             assert new["model"] == reply.fields["model"] != old["model"]
             assert new["probabilities"] != pytest.approx(old["probabilities"], abs=1e-3)
         daemon.wait_status(lambda s: len(s["workers"]) == 2)
-        wait_until(lambda: len(daemon.family()) == 4, "the old model's processes are gone")
+        wait_until(
+            lambda: (
+                len(descendants(forkservers(daemon.pid)[0])) == 2
+                and len(forkservers(daemon.pid)) == 1
+            ),
+            "the old model's processes are gone",
+        )
 
     def test_a_broken_one_does_not(
         self, start_daemon: StartDaemon, tmp_path: Path, photos: list[bytes]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -20,8 +21,8 @@ from swiprd.recognition import recognise
 
 pytestmark = pytest.mark.timeout(60)
 
-IMAGE = Identity(100, ("a",))
-OTHER = Identity(100, ("b",))
+IMAGE = Identity(100, b"a")
+OTHER = Identity(100, b"b")
 CRASHED = WorkerCrashed("it crashed")
 LATE = DeadlineExceeded("not done within 4.0 s")
 
@@ -42,7 +43,6 @@ class TestMemory:
         poison.remember(IMAGE, CRASHED, 10.0)
         assert poison.recall(IMAGE, 310.0, patience=1.0) is None
         assert len(poison) == 0
-        assert not poison.has_size(100)
 
     def test_who_gives_a_hanging_image_much_longer_may_try(self) -> None:
         poison = Poison(300.0)
@@ -55,7 +55,7 @@ class TestMemory:
         poison.remember(IMAGE, CRASHED, 0.0)
         poison.remember(OTHER, CRASHED, 1.0)
         poison.recall(IMAGE, 2.0, patience=1.0)
-        poison.remember(Identity(7, ()), CRASHED, 3.0)
+        poison.remember(Identity(7, b""), CRASHED, 3.0)
         assert len(poison) == 2
         assert poison.recall(OTHER, 4.0, patience=1.0) is None
         assert poison.recall(IMAGE, 4.0, patience=1.0) is not None
@@ -65,7 +65,7 @@ class TestMemory:
         poison.remember(IMAGE, CRASHED, 0.0)
         poison.remember(OTHER, CRASHED, 9.0)
         poison.recall(IMAGE, 9.5, patience=1.0)
-        poison.remember(Identity(7, ()), CRASHED, 11.0)
+        poison.remember(Identity(7, b""), CRASHED, 11.0)
         assert poison.recall(OTHER, 12.0, patience=1.0) is not None
 
     def test_again_counts_from_then(self) -> None:
@@ -75,7 +75,6 @@ class TestMemory:
         assert len(poison) == 1
         assert poison.recall(IMAGE, 17.0, patience=1.0) is not None
         assert poison.recall(IMAGE, 18.0, patience=1.0) is None
-        assert not poison.has_size(100)
 
     def test_it_can_be_switched_off(self) -> None:
         poison = Poison(0.0)
@@ -97,34 +96,39 @@ class TestRecognition:
         file.write_bytes(b"12345")
         os.utime(file, ns=(0, 1))
         opened += [os.open(file, os.O_RDONLY) for _ in range(2)]
-        first = recognise(opened[0])
+        first = recognise(opened[0], 100)
         assert first is not None
-        assert first == recognise(opened[1])
+        assert first == recognise(opened[1], 100)
         os.utime(file, ns=(0, 2))
-        assert recognise(opened[0]) != first
+        assert recognise(opened[0], 100) != first
         (tmp_path / "b").write_bytes(b"12345")
         os.utime(tmp_path / "b", ns=(0, 2))
         opened.append(os.open(tmp_path / "b", os.O_RDONLY))
-        assert recognise(opened[2]) != recognise(opened[0])
+        assert recognise(opened[2], 100) != recognise(opened[0], 100)
 
     def test_sealed_bytes_are_known_by_what_they_are(self, opened: list[int]) -> None:
         opened += [sealed_memfd(data) for data in (b"12345", b"12345", b"12346")]
-        one, same, other = map(recognise, opened)
+        one, same, other = (recognise(descriptor, 100) for descriptor in opened)
         assert one == same != other
 
     def test_what_may_still_change_is_not_known_by_its_bytes(self, opened: list[int]) -> None:
         for _ in range(2):
             opened.append(os.memfd_create("x", os.MFD_ALLOW_SEALING))
             os.write(opened[-1], b"12345")
-        assert recognise(opened[0]) != recognise(opened[1])
+        assert recognise(opened[0], 100) != recognise(opened[1], 100)
 
-    def test_nothing_is_read_where_it_is_not_worth_it(self, opened: list[int]) -> None:
-        opened.append(sealed_memfd(b"12345"))
-        assert recognise(opened[0], lambda size: size != 5) is None
+    def test_a_file_over_the_limit_is_nobody_s_image(self, opened: list[int]) -> None:
+        opened += [sealed_memfd(b"12345"), os.memfd_create("x", os.MFD_ALLOW_SEALING)]
+        os.ftruncate(opened[1], 1 << 50)
+        fcntl.fcntl(opened[1], fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+        fcntl.fcntl(opened[1], fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+        assert recognise(opened[0], 5) is not None
+        assert recognise(opened[0], 4) is None
+        assert recognise(opened[1], 64 << 20) is None
 
     def test_a_pipe_is_nobody(self, opened: list[int]) -> None:
         opened += os.pipe()
-        assert recognise(opened[0]) is None
+        assert recognise(opened[0], 100) is None
 
 
 def test_patience_follows_what_batches_take() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from daemonprocess import PATIENCE, DaemonProcess, own_children, signal_if_there
+from daemonprocess import PATIENCE, DaemonProcess, forkservers, own_children, signal_if_there
 
 _LAUNCH = """
 import os, sys
@@ -68,8 +68,8 @@ class Host(DaemonProcess):
         self.restart()
 
     def forkservers(self) -> list[int]:
-        """Pids of the front's children."""
-        return own_children(self.pid)
+        """Pids of the front's children that are no intakes."""
+        return forkservers(self.pid)
 
     def forked(self) -> list[int]:
         """Pids of the workers, asked of the kernel."""

@@ -346,7 +346,7 @@ def _hanging(arena: _Arena) -> None:
                     arena.answered(peer)
             with arena.connect() as peer:
                 send_rights(peer.socket, b"\0\0", [opened[-1]])
-        arena.daemon.wait_status(lambda s: s["barred"])
+        arena.daemon.wait_status(lambda s: s["intakes"]["waiting"])
     for descriptor in opened:  # only now: closing one would have hung us
         with contextlib.suppress(OSError):
             os.close(descriptor)

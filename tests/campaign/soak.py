@@ -14,7 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from daemonprocess import Peer, own_children, wait_until
+from daemonprocess import Peer, forkservers, wait_until
 from venom import Venom, environment
 from vitals import open_descriptors, resident
 
@@ -106,7 +106,7 @@ def _measure(front: int, forkserver: int, workers: list[int]) -> dict[str, Any]:
             for name, pid in (("front", front), ("forkserver", forkserver))
         }
         | {"workers": sum(len(open_descriptors(pid)) for pid in workers)},
-        "children": {"forkserver": len(workers), "front": len(own_children(front))},
+        "children": {"forkserver": len(workers), "front": len(forkservers(front))},
     }
 
 

@@ -1,0 +1,108 @@
+"""The descriptor of an image, from its arrival in the front to its close: one owner, closed once.
+
+A client's descriptor is received by an intake, a process of its own (intake.py). Until the intake
+has handed it on, the attachment is coming; then it is ready, or refused with a reason. The intake
+keeps a duplicate for as long as the attachment is open, so that no close in the front is the last.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from enum import Enum
+
+from swiprctl.errors import SwiprError
+from swiprd.poison import Identity
+
+
+class State(Enum):
+    """How far an attachment has come."""
+
+    COMING = "coming"
+    READY = "ready"
+    REFUSED = "refused"
+    CLOSED = "closed"
+
+
+def _nothing() -> None:
+    """Nobody is to be told."""
+
+
+class Attachment:
+    """An image's descriptor. Who made or received it calls `close()`; so does each who held it.
+
+    Args:
+        released: called once, when the front's descriptor of an attachment that was ready is
+            closed, or at once where there was none.
+
+    Attributes:
+        state: how far it has come.
+        identity: which image it is, as far as that can be told; known when it is ready.
+        error: why it was refused.
+    """
+
+    def __init__(self, released: Callable[[], None] = _nothing) -> None:
+        self.state = State.COMING
+        self.identity: Identity | None = None
+        self.error: SwiprError | None = None
+        self._descriptor = -1
+        self._released = released
+        self._settled: Callable[[], None] = _nothing
+        self._holders = 1
+
+    @classmethod
+    def of(cls, descriptor: int) -> Attachment:
+        """Own a descriptor that the daemon made itself."""
+        attachment = cls()
+        attachment.arrive(descriptor, None)
+        return attachment
+
+    def fileno(self) -> int:
+        """The descriptor; only while it is ready."""
+        assert self.state is State.READY
+        return self._descriptor
+
+    def when_settled(self, call: Callable[[], None]) -> None:
+        """Call once it is no longer coming, perhaps now; never after `close()`."""
+        if self.state is State.COMING:
+            self._settled = call
+        elif self.state is not State.CLOSED:
+            call()
+
+    def arrive(self, descriptor: int, identity: Identity | None) -> None:
+        """Own this descriptor: the attachment is ready. Closed at once if nobody wants it now."""
+        if self.state is State.CLOSED:
+            os.close(descriptor)
+            self._released()
+            return
+        self._descriptor, self.identity = descriptor, identity
+        self._settle(State.READY)
+
+    def refuse(self, error: SwiprError) -> None:
+        """There will be no descriptor, for this reason."""
+        if self.state is State.COMING:
+            self.error = error
+            self._settle(State.REFUSED)
+
+    def hold(self) -> Attachment:
+        """Keep it open until another `close()`."""
+        self._holders += 1
+        return self
+
+    def close(self) -> None:
+        """Let go of it; the last holder closes the descriptor."""
+        self._holders -= 1
+        assert self._holders >= 0, "closed more often than it was held"
+        if self._holders:
+            return
+        was, self.state = self.state, State.CLOSED
+        self._settled = _nothing
+        if was is State.READY:
+            os.close(self._descriptor)
+            self._descriptor = -1
+            self._released()
+
+    def _settle(self, state: State) -> None:
+        self.state = state
+        call, self._settled = self._settled, _nothing
+        call()

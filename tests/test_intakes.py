@@ -1,0 +1,192 @@
+"""Who receives and closes what clients pass: their uid's intake, and never the front."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+from conftest import StartDaemon
+from daemonprocess import PATIENCE, DaemonProcess, forkservers, own_children, wait_until
+from vitals import Vitals, held, open_descriptors, send_rights
+
+from swiprctl.errors import DeadlineExceeded, Overloaded, TooLarge
+from swiprctl.protocol import Request
+
+pytestmark = pytest.mark.timeout(90)
+
+
+def intakes(daemon: DaemonProcess) -> list[int]:
+    return [pid for pid in own_children(daemon.pid) if pid not in forkservers(daemon.pid)]
+
+
+def unsealed(data: bytes) -> int:
+    descriptor = os.memfd_create("client", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.write(descriptor, data)
+    return descriptor
+
+
+def holders(daemon: DaemonProcess, name: str) -> dict[str, int]:
+    """How many descriptors of that name the front has, and its intakes have."""
+    return {
+        "front": sum(name in found for found in open_descriptors(daemon.pid)),
+        "intakes": sum(name in f for pid in intakes(daemon) for f in open_descriptors(pid)),
+    }
+
+
+def test_a_file_that_grows_without_end_is_not_read_to_its_end(
+    start_daemon: StartDaemon, photos: list[bytes]
+) -> None:
+    """The front read it in its loop, to remember which image had hung a worker."""
+    daemon = start_daemon().wait_ready()
+    vitals = Vitals(daemon, photos[0])
+    descriptor = unsealed(photos[0])
+    with daemon.connect() as peer, held(daemon):
+        peer.send(1, descriptor=descriptor, timeout=2.0)
+        daemon.wait_status(lambda s: s["queue"]["total"] == 1)
+        os.ftruncate(descriptor, 1 << 50)
+        for seal in (fcntl.F_SEAL_GROW, fcntl.F_SEAL_SHRINK, fcntl.F_SEAL_WRITE):
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seal)
+        assert isinstance(peer.receive().error, DeadlineExceeded)
+        assert isinstance(peer.ask(descriptor=descriptor).error, TooLarge)
+    os.close(descriptor)
+    vitals.check()
+
+
+def test_the_last_close_of_a_client_s_file_is_its_intake_s(
+    start_daemon: StartDaemon, photos: list[bytes]
+) -> None:
+    daemon = start_daemon().wait_ready()
+    vitals = Vitals(daemon, photos[0])
+    descriptor = unsealed(photos[0])
+    with daemon.connect() as peer:
+        with held(daemon):
+            peer.send(1, descriptor=descriptor, timeout=60.0)
+            os.close(descriptor)
+            daemon.wait_status(lambda s: s["queue"]["total"] == 1)
+            assert holders(daemon, "memfd:client") == {"front": 1, "intakes": 1}
+            stopped = intakes(daemon)
+            for pid in stopped:
+                os.kill(pid, signal.SIGSTOP)
+        assert peer.receive().error is None
+        assert holders(daemon, "memfd:client") == {"front": 0, "intakes": 1}
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+        wait_until(lambda: holders(daemon, "memfd:client")["intakes"] == 0, "it is closed")
+    vitals.check()
+
+
+def test_what_nobody_received_is_closed_by_an_intake_too(
+    start_daemon: StartDaemon, photos: list[bytes]
+) -> None:
+    """Descriptors in a socket's queue are closed with the socket."""
+    daemon = start_daemon().wait_ready()
+    vitals = Vitals(daemon, photos[0])
+    ours, theirs = os.pipe()
+    with daemon.connect() as peer:
+        descriptor = unsealed(photos[0])
+        assert peer.ask(descriptor=descriptor).error is None
+        os.close(descriptor)
+        stopped = intakes(daemon)
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        for identity in (2, 3):  # the first waits for the intake, the second behind it
+            send_rights(peer.socket, Request(identity, "predict").encode(), [theirs])
+        os.close(theirs)
+        daemon.wait_status(lambda s: s["intakes"]["waiting"] == 1)
+    daemon.wait_status(lambda s: s["connections"] == 1)
+    assert not select.select([ours], [], [], 0)[0], "somebody but the front has it still"
+    for pid in stopped:
+        os.kill(pid, signal.SIGCONT)
+    assert select.select([ours], [], [], PATIENCE)[0], "it is closed"
+    os.close(ours)
+    vitals.check()
+
+
+def test_hundreds_of_descriptors_in_one_message(
+    start_daemon: StartDaemon, photos: list[bytes]
+) -> None:
+    """With too little room for them the kernel closes the rest, in whoever receives."""
+    daemon = start_daemon().wait_ready()
+    vitals = Vitals(daemon, photos[0])
+    ours, theirs = os.pipe()
+    with daemon.connect() as peer:
+        send_rights(peer.socket, Request(1, "predict").encode(), [theirs] * 253)
+        os.close(theirs)
+        assert select.select([ours], [], [], PATIENCE)[0]
+    os.close(ours)
+    vitals.check()
+
+
+def test_out_of_band_bytes_carry_none_past_the_intake(
+    start_daemon: StartDaemon, photos: list[bytes]
+) -> None:
+    daemon = start_daemon().wait_ready()
+    vitals = Vitals(daemon, photos[0])
+    ours, theirs = os.pipe()
+    with daemon.connect() as peer:
+        peer.ask("status")
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, theirs.to_bytes(4, "little"))]
+        peer.socket.sendmsg([b"\0"], rights, socket.MSG_OOB)
+        os.close(theirs)
+        daemon.wait_status(lambda s: s["intakes"]["processes"] >= 1)
+    assert select.select([ours], [], [], PATIENCE)[0]
+    os.close(ours)
+    vitals.check()
+
+
+def test_an_intake_that_is_killed_is_replaced(
+    start_daemon: StartDaemon, photos: list[bytes]
+) -> None:
+    daemon = start_daemon().wait_ready()
+    vitals = Vitals(daemon, photos[0])
+    descriptor = unsealed(photos[0])
+    with daemon.connect() as peer, daemon.connect() as waiting:
+        assert peer.ask(descriptor=descriptor).error is None
+        stopped = intakes(daemon)
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        waiting.send(1, descriptor=descriptor, timeout=60.0)
+        daemon.wait_status(lambda s: s["intakes"]["waiting"] == 1)
+        for pid in stopped:
+            os.kill(pid, signal.SIGKILL)
+        # What it had been told to receive may be received or not: the client sends it anew.
+        assert isinstance(waiting.receive().error, Overloaded)
+        assert peer.ask(descriptor=descriptor).error is None
+    os.close(descriptor)
+    vitals.check()
+
+
+def test_a_slow_answer_is_no_reason_to_refuse_the_next(
+    start_daemon: StartDaemon, photos: list[bytes]
+) -> None:
+    """A uid was barred, until a restart, for a deadline that was too short for its file."""
+    daemon = start_daemon().wait_ready()
+    (Path("/dev/shm") / f"swipr-{os.getpid()}.jpg").write_bytes(photos[0])
+    file = Path("/dev/shm") / f"swipr-{os.getpid()}.jpg"
+    descriptor = os.open(file, os.O_RDONLY)
+    file.unlink()
+    with daemon.connect() as peer:
+        with held(daemon):
+            assert isinstance(peer.ask(descriptor=descriptor, timeout=0.2).error, DeadlineExceeded)
+        assert peer.ask(descriptor=descriptor, timeout=20.0).error is None
+    os.close(descriptor)
+
+
+def test_a_client_that_leaves_with_a_hundred_files_under_way(
+    start_daemon: StartDaemon, photos: list[bytes]
+) -> None:
+    daemon = start_daemon().wait_ready()
+    vitals = Vitals(daemon, photos[0])
+    for _ in range(20):
+        descriptor = unsealed(photos[0])
+        with daemon.connect() as peer:
+            for identity in range(100):
+                peer.send(identity, descriptor=descriptor)
+        os.close(descriptor)
+    wait_until(lambda: sum(holders(daemon, "memfd:client").values()) == 0, "all are closed")
+    vitals.check()
