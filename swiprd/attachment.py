@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
 
 from swiprctl.errors import SwiprError
-from swiprd.poison import Identity
 
 
 class State(Enum):
@@ -22,6 +22,14 @@ class State(Enum):
     READY = "ready"
     REFUSED = "refused"
     CLOSED = "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """An image: its size in bytes, and a key that tells it from all others of that size."""
+
+    size: int
+    key: bytes
 
 
 def _nothing() -> None:

@@ -36,11 +36,11 @@ from typing import Any, NoReturn
 
 from swiprctl.errors import BadImage, BadRequest, Overloaded, SwiprError
 from swiprctl.protocol import Decoder, Frame, encode, error_fields
+from swiprd.attachment import Identity
 from swiprd.imagefile import check_file, read_image_bytes
 from swiprd.kernel import die_with_parent, filesystem_type, name_process, statx
 from swiprd.log import log
 from swiprd.memfd import sealed_memfd
-from swiprd.poison import Identity
 from swiprd.recognition import recognise
 
 _MOST_DESCRIPTORS = 253  # in one message: SCM_MAX_FD, linux/net/scm.h

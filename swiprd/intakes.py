@@ -22,10 +22,9 @@ from typing import Any
 from swiprctl.errors import Overloaded, SwiprError
 from swiprctl.protocol import Frame, encode, parse_error
 from swiprd import intake
-from swiprd.attachment import Attachment
+from swiprd.attachment import Attachment, Identity
 from swiprd.channel import Channel
 from swiprd.log import log
-from swiprd.poison import Identity
 
 MOST = 4
 """Intakes of one uid. So many of its files may hang before its others wait."""

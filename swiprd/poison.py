@@ -11,20 +11,13 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from swiprctl.errors import SwiprError
+from swiprd.attachment import Identity
 
 MOST = 1024
 """Images remembered at a time; a newer one takes the place of the least recently seen."""
 
 _LONGER = 3.0
 """Times as long as it had in vain must a request give an image, for it to be tried again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """An image: its size in bytes, and a key that tells it from all others of that size."""
-
-    size: int
-    key: bytes
 
 
 @dataclass(frozen=True, slots=True)

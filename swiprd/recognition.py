@@ -12,8 +12,8 @@ import hashlib
 import os
 import stat
 
+from swiprd.attachment import Identity
 from swiprd.kernel import statx
-from swiprd.poison import Identity
 
 _FIXED = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 _CHUNK = 1 << 20

@@ -14,9 +14,10 @@ from daemonprocess import DaemonProcess
 from venom import Venom, environment
 
 from swiprctl.errors import DeadlineExceeded, TooLarge, WorkerCrashed
+from swiprd.attachment import Identity
 from swiprd.memfd import sealed_memfd
 from swiprd.overdue import Usual
-from swiprd.poison import Identity, Poison
+from swiprd.poison import Poison
 from swiprd.recognition import recognise
 
 pytestmark = pytest.mark.timeout(60)
