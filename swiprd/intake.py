@@ -15,10 +15,12 @@ Forked from the front; a thread closes. From the front, as frames of the wire:
     {op: take, ticket, size} + socket   receive that many bytes from a client, with what they carry
     {op: identify, ticket} + memfd      tell which image a memfd of the front's is
     {op: drop, ticket}                  close the duplicate
-    {op: bury} + socket                 close a client's socket, in which there may be descriptors
+    {op: bury, ticket} + socket         close a client's socket, in which there may be descriptors
 To the front:
     {ticket, received: true}            the client's socket can be read again; the file takes longer
-    {ticket, size, key} + descriptor    the image, and its identity (none for `identify`)
+    {ticket, copied, size, key} + descriptor    the image, the bytes of memory that it takes where
+                                        it is a copy, and its identity (that alone for `identify`)
+    {ticket}                            the socket is closed
     {ticket, error, broken}             the wire's error; `broken`: the connection cannot go on
 """
 
@@ -122,7 +124,8 @@ class Intake:
                 case "drop":
                     self._close(self._kept.pop(fields["ticket"]))
                 case "bury" if descriptor is not None:
-                    self._close(descriptor)
+                    os.close(descriptor)
+                    self._tell({"ticket": fields["ticket"]})
                 case _:
                     raise BadRequest(f"the front sent {fields}")
 
@@ -150,10 +153,12 @@ class Intake:
         """Receive a client's message of `size` bytes, and judge the descriptor that it carries."""
         with socket.socket(fileno=client) as sock:
             descriptor = self._received(sock, size)
+        copied = 0
         try:
             if not self._is_local(ticket, descriptor):
                 strange = descriptor
-                descriptor = sealed_memfd(read_image_bytes(strange, self._limit))
+                data = read_image_bytes(strange, self._limit)
+                descriptor, copied = sealed_memfd(data), len(data)
                 self._close(strange)
             check_file(descriptor, self._limit)
             identity = recognise(descriptor, self._limit)
@@ -162,7 +167,7 @@ class Intake:
             raise
         self._kept[ticket] = descriptor
         # A frame of a few dozen bytes: the kernel takes it whole or not at all.
-        answer = encode({"ticket": ticket, **_told(identity)})
+        answer = encode({"ticket": ticket, "copied": copied, **_told(identity)})
         socket.send_fds(self._front, [answer], [descriptor])
 
     def _received(self, client: socket.socket, size: int) -> int:

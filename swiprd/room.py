@@ -1,14 +1,10 @@
-"""How many bytes of images that come inline the front holds at once, on all connections together.
-
-Pure accounting, but for the sealed memfd that an image becomes.
-"""
+"""How many bytes of images the daemon holds in memory at once, for all clients together. Pure."""
 
 from __future__ import annotations
 
 from collections import Counter
 
 from swiprctl.errors import Overloaded
-from swiprd.memfd import sealed_memfd
 
 
 class Room:
@@ -35,20 +31,15 @@ class Room:
             del self._reading[uid]
         return True
 
-    def keep(self, image: bytes) -> int:
-        """Put an image into a memfd; return its descriptor. `leave()` when its job has ended.
+    def admit(self, size: int) -> None:
+        """Account for an image that is held in memory. `leave()` when it is not any more.
 
         Raises:
             Overloaded: there is no room for it.
         """
-        if self._waiting and self._waiting + len(image) > self._limit:
-            raise Overloaded(f"inline images of {self._waiting} bytes wait already", 1.0)
-        try:
-            descriptor = sealed_memfd(image)
-        except OSError as error:
-            raise Overloaded(f"no room for the image: {error.strerror}", 1.0) from None
-        self._waiting += len(image)
-        return descriptor
+        if self._waiting and self._waiting + size > self._limit:
+            raise Overloaded(f"images of {self._waiting} bytes are held in memory already", 1.0)
+        self._waiting += size
 
     def leave(self, size: int) -> None:
         """Account for an image of this size no longer."""

@@ -47,8 +47,8 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._connections: set[Connection] = set()
         self.turns = Turns()
-        self.intakes = Intakes(settings.max_image)
         self.room = Room(settings.max_inline)
+        self.intakes = Intakes(settings.max_image, self.room)
         self._accepting = False
         self._resume: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -211,19 +211,13 @@ class Server:
                 attachment.close()
 
     def _submit(self, connection: Connection, request: Request, image: Attachment) -> None:
-        size = len(request.image or b"")
-
-        def done(outcome: Outcome) -> None:
-            self.room.leave(size)
-            connection.answer(request.id, outcome)
-
         connection.in_flight.add(request.id)
         self._service.submit(
             uid=connection.uid,
             owner=connection,
             image=image,
             timeout=request.timeout,
-            done=done,
+            done=lambda outcome: connection.answer(request.id, outcome),
         )
 
     def _describe(self, op: str) -> dict[str, object]:
@@ -242,7 +236,7 @@ class Server:
                 "no image came with the request: neither a descriptor nor bytes"
                 " (descriptors do not pass through ssh; bytes do)"
             )
-        return self.intakes.keep(self.room.keep(request.image))
+        return self.intakes.keep(request.image)
 
     async def _inquire(self, connection: Connection, identity: int, op: str) -> None:
         service = self._service
