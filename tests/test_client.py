@@ -708,7 +708,7 @@ def test_one_may_ask_while_many_are_under_way(path: Path, images: list[str]) -> 
 def test_answers_come_out_while_the_next_name_is_awaited(path: Path, images: list[str]) -> None:
     reading, writing = os.pipe()
     with Peer(path, size), Client(str(path)) as client:
-        names = Names([], f"/dev/fd/{reading}")
+        names = Names(f"/dev/fd/{reading}")
         results = client.predict_many(names)
         for number in (3, 5, 7):
             # The next name is half there, and stays so until this answer is out.
