@@ -205,9 +205,9 @@ class Exchange:
             connection.leaving = True
             self._again(job, now + job.pause(), now, str(error))
             return
-        if isinstance(error, Overloaded) and error.retry_after is not None:
-            at = now + max(error.retry_after, _PAUSE)
-            if at < job.retry_until(connection.first_reply or now):
+        if isinstance(error, Overloaded):
+            at = job.retry_at(now, error.retry_after, connection.first_reply)
+            if at is not None:
                 self._again(job, at, now, f"overloaded: {error}")
                 return
         lost = isinstance(error, BadRequest) and str(error).startswith(_LOST_DESCRIPTOR)

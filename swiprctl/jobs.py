@@ -122,11 +122,23 @@ class Job:
             limit = min(limit, max(first_reply, self.sent) + usual)
         return limit
 
-    def retry_until(self, first_reply: float) -> float:
-        """Give the moment until which an overloaded daemon is asked again."""
+    def retry_at(
+        self, now: float, retry_after: float | None, first_reply: float | None
+    ) -> float | None:
+        """Give the moment to ask an overloaded daemon again; None if there is no time for it.
+
+        At half of the time that is left at the latest, and again at half of the rest: the daemon
+        gives an estimate, which one slow image may have made.
+        """
         if self.deadline is not None:
-            return self.deadline.at
-        return max(first_reply, self.began) + DEFAULT_TIMEOUT
+            until = self.deadline.at
+        else:
+            until = max(first_reply or now, self.began) + DEFAULT_TIMEOUT
+        half = (until - now) / 2
+        if half < _FIRST_PAUSE:
+            return None
+        wait = self.pause() if retry_after is None else max(retry_after, _FIRST_PAUSE)
+        return now + min(wait, half)
 
     @property
     def streaming(self) -> bool:

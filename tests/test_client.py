@@ -488,6 +488,47 @@ def test_overload_beyond_the_deadline_is_told(path: Path) -> None:
     assert time.monotonic() - began < 0.5
 
 
+@pytest.mark.parametrize("retry_after", [29.2, None])
+def test_overload_that_outlasts_the_deadline_is_no_reason_to_give_up_before_it(
+    path: Path, retry_after: float | None
+) -> None:
+    """An estimate may be wrong: one slow picture made it, and the daemon is idle by now."""
+
+    def script(connection: Connection) -> None:
+        for attempt in range(3):
+            asked = connection.asked()
+            assert asked.image is not None
+            if attempt < 2:
+                connection.refuse(asked.id, Overloaded("takes about 29.2 s", retry_after))
+            else:
+                connection.answer(asked, float(len(asked.image)))
+
+    with Peer(path, script), Client(str(path), timeout=5) as client:
+        assert client.predict(b"123").probabilities == (3,)
+
+
+def test_without_a_timeout_it_is_tried_again_within_the_daemons_usual_time(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "DEFAULT_TIMEOUT", 1.0)
+    attempts = 0
+
+    def script(connection: Connection) -> None:
+        nonlocal attempts
+        while True:
+            asked = connection.asked()
+            attempts += 1
+            connection.refuse(asked.id, Overloaded("takes about 29.2 s", 29.2))
+
+    with (
+        Peer(path, script),
+        Client(str(path)) as client,
+        pytest.raises(Overloaded, match=r"29\.2 s"),
+    ):
+        client.predict(b"x")
+    assert 2 <= attempts < 10
+
+
 def test_a_daemon_with_too_many_clients_is_asked_again(path: Path) -> None:
     def script(connection: Connection) -> None:
         if connection.number == 0:
