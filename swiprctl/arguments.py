@@ -60,6 +60,13 @@ class Arguments:
         self.with_model = False
 
     @property
+    def names_labels(self) -> bool:
+        """Whether labels are printed."""
+        return self.command == "predict" and (
+            self.header or self.labels or self.json or self.top is not None
+        )
+
+    @property
     def listed(self) -> bool:
         """Whether the inputs are in a list."""
         return self.files_from is not None or self.files0_from is not None

@@ -10,10 +10,10 @@ import os
 import sys
 
 from swiprctl.arguments import Arguments, parse
-from swiprctl.client import Client, Prediction
-from swiprctl.errors import BadRequest, SwiprError, UsageError
+from swiprctl.client import Client
+from swiprctl.errors import SwiprError, TryLater, UsageError
 from swiprctl.output import INTERRUPTED, OutputFailed, leave, on_terminal, say, write
-from swiprctl.rows import best, header, json_line, pair_row, row
+from swiprctl.rows import Prediction, best, header, json_line, pair_row, row
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def _run(arguments: Arguments) -> int:
         notify=say if on_terminal() else None,
         model=arguments.model,
         trace=say if arguments.verbose else None,
+        labels=arguments.names_labels,
     ) as client:
         if arguments.verbose:
             say(f"socket {client.socket_path}")
@@ -83,22 +84,26 @@ def _predict(client: Client, arguments: Arguments) -> int:
     names = _names(arguments) if arguments.listed else None
     inputs: Iterable[Input | None]
     inputs = names or [0 if path == "-" else path for path in arguments.paths]
-    labels = _Labels(client)
-    header_due = arguments.header
+    heading: tuple[str, ...] | None = None
     status = 0
     try:
         for source, answer in client.predict_many(inputs):
             path = "-" if source == 0 else str(source)
+            if isinstance(answer, Prediction) and arguments.header:
+                if heading is None:
+                    # Not sooner: a daemon that is still loading knows no labels yet.
+                    heading = answer.labels or ()
+                    write(header(heading, path=with_path, model=arguments.with_model))
+                elif heading != answer.labels:
+                    answer = TryLater(
+                        f"{answer.model} has answered, which has other labels than the model whose"
+                        " labels are in the header; ask again"
+                    )
             if isinstance(answer, SwiprError):
                 say(f"{path}: {answer}")
                 status = _SOME_FAILED if several else answer.exit_status
                 continue
-            if header_due:
-                # Not sooner: a daemon that is still loading knows no labels yet.
-                line = header(labels.of(answer), path=with_path, model=arguments.with_model)
-                write(line)
-                header_due = False
-            write(_line(answer, labels, arguments, path, with_path))
+            write(_line(answer, arguments, path, with_path))
             if arguments.verbose:
                 say(f"{path}: {_timings(answer)}")
     finally:
@@ -119,65 +124,18 @@ def _names(arguments: Arguments) -> Names:
     return Names(arguments.files_from or "", b"\n")
 
 
-def _line(
-    answer: Prediction, labels: _Labels, arguments: Arguments, path: str, with_path: bool
-) -> bytes:
+def _line(answer: Prediction, arguments: Arguments, path: str, with_path: bool) -> bytes:
     """Make what is printed of one image."""
+    labels = answer.labels or ()
     if arguments.json:
-        return json_line(answer, labels.of(answer), path, most=arguments.top)
+        return json_line(answer, labels, path, most=arguments.top)
     front = path if with_path else None
     model = answer.model if arguments.with_model else None
     if not arguments.labels and arguments.top is None:
         return row(answer.probabilities, front, model=model)
-    names = labels.of(answer)
-    thresholds = labels.thresholds if arguments.top is None else None
-    pairs = best(names, answer.probabilities, most=arguments.top, thresholds=thresholds)
+    thresholds = answer.thresholds if arguments.top is None else None
+    pairs = best(labels, answer.probabilities, most=arguments.top, thresholds=thresholds)
     return pair_row(pairs, front, model=model)
-
-
-class _Labels:
-    """The labels of the model that answered; asked for when first needed, and after a reload.
-
-    Attributes:
-        thresholds: one for each of them, or None where the model has none; known after `of`.
-    """
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._model = ""
-        self._labels: list[str] = []
-        self.thresholds: list[float] | None = None
-
-    def of(self, prediction: Prediction) -> list[str]:
-        """Give one for each probability.
-
-        Raises:
-            BadRequest: the daemon names none, or not as many.
-        """
-        if self._model != prediction.model:
-            fields = self._client.model()
-            labels = fields.get("labels")
-            if not isinstance(labels, list):
-                raise BadRequest("the daemon does not name its labels")
-            self._labels = [str(label) for label in labels]
-            self.thresholds = _thresholds(fields.get("thresholds"), len(labels))
-            self._model = prediction.model
-        if len(self._labels) != len(prediction.probabilities):
-            raise BadRequest(
-                f"the daemon names {len(self._labels)} labels"
-                f" for {len(prediction.probabilities)} probabilities"
-            )
-        return self._labels
-
-
-def _thresholds(value: object, labels: int) -> list[float] | None:
-    if value is None:
-        return None
-    if not isinstance(value, list) or len(value) != labels:
-        raise BadRequest("the daemon does not name a threshold for each label")
-    if not all(type(one) in (int, float) for one in value):
-        raise BadRequest("the daemon names thresholds that are no numbers")
-    return value
 
 
 def _inquire(client: Client, arguments: Arguments) -> int:

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections import deque
 
 from swiprctl.address import choose
-from swiprctl.errors import BadRequest, SwiprError, TryLater, UsageError
+from swiprctl.errors import SwiprError, TryLater, UsageError
 from swiprctl.exchange import Exchange
 from swiprctl.inputs import Image
 from swiprctl.jobs import START_ALLOWANCE, Job
 from swiprctl.protocol import DEFAULT_TIMEOUT, MAX_TIMEOUT
+from swiprctl.rows import Prediction
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,53 +26,8 @@ if TYPE_CHECKING:
     from swiprctl.inputs import Input
 
 
-class Prediction:
-    """What the model says about one image.
-
-    Attributes:
-        probabilities: one for each of the model's labels, in their order.
-        model: the id of the model that answered.
-        queued, decode, infer: seconds spent waiting, on the image, and in the model.
-    """
-
-    __slots__ = ("decode", "infer", "model", "probabilities", "queued")
-
-    def __init__(
-        self,
-        probabilities: tuple[float, ...],
-        model: str,
-        queued: float = 0.0,
-        decode: float = 0.0,
-        infer: float = 0.0,
-    ) -> None:
-        self.probabilities = probabilities
-        self.model = model
-        self.queued = queued
-        self.decode = decode
-        self.infer = infer
-
-    def __repr__(self) -> str:
-        shown = ", ".join(f"{p:.6g}" for p in self.probabilities[:5])
-        more = ", …" if len(self.probabilities) > 5 else ""
-        return f"Prediction(({shown}{more}), model={self.model!r})"
-
-    @classmethod
-    def parse(cls, fields: dict[str, object]) -> Prediction:
-        """Validate a reply's fields; unknown ones are ignored.
-
-        Raises:
-            BadRequest: this is not a prediction.
-        """
-        probabilities = fields.get("probabilities")
-        model = fields.get("model")
-        if not isinstance(probabilities, list) or not all(map(_is_number, probabilities)):
-            raise BadRequest("the daemon's reply has no probabilities")
-        if not isinstance(model, str):
-            raise BadRequest("the daemon's reply does not name its model")
-        times = [fields.get(name, 0.0) for name in ("queued", "decode", "infer")]
-        if not all(map(_is_number, times)):
-            raise BadRequest("the daemon's reply has timings that are no numbers")
-        return cls(tuple(map(float, probabilities)), model, *map(float, times))  # type: ignore[arg-type]
+_MODELS_KNOWN = 8
+"""Models whose labels are kept: those that answer what is under way, over some reloads."""
 
 
 class Window:
@@ -105,6 +61,8 @@ class Client:
         model: the name of a system's model, or with a slash in it a model's folder, which a
             daemon of the user's own serves; in place of `socket_path`.
         trace: called with a line each time that a request has to be sent again, and why.
+        labels: whether each prediction is to have its model's labels and thresholds. `model()`
+            tells those of the model that serves by then, after a reload perhaps another.
 
     Raises:
         UsageError: the socket, model or timeout cannot be meant.
@@ -121,10 +79,13 @@ class Client:
         notify: Callable[[str], None] | None = None,
         model: str | None = None,
         trace: Callable[[str], None] | None = None,
+        labels: bool = False,
     ) -> None:
         if timeout is not None and not 0 < timeout <= MAX_TIMEOUT:
             raise UsageError(f"timeout: above 0, at most {MAX_TIMEOUT:.0f} seconds")
         self._timeout = timeout
+        # By model's id, the latest last: what a reply leaves out, because the request named it.
+        self._labels: dict[str, Prediction] | None = {} if labels else None
         self._exchange = Exchange(
             choose(socket_path, model), autostart=autostart, notify=notify, trace=trace
         )
@@ -155,8 +116,7 @@ class Client:
         Raises:
             SwiprError: whatever became of it; errors.py has the tree.
         """
-        job = Job("predict", Image.open(source), self._timeout)
-        return Prediction.parse(self._run(job))
+        return self._prediction(self._run(self._job(source)))
 
     def predict_many(
         self, sources: Iterable[Input | None]
@@ -180,7 +140,7 @@ class Client:
             while True:
                 while under_way and (outcome := under_way[0][1].outcome) is not None:
                     source, job = under_way.popleft()
-                    answer = _answer(outcome)
+                    answer = self._answer(outcome)
                     if isinstance(answer, Prediction):
                         window.learn(answer.queued, job.resent)
                     elif isinstance(answer, TryLater):
@@ -234,12 +194,16 @@ class Client:
 
     def _begin(self, source: Input) -> Job:
         try:
-            job = Job("predict", Image.open(source), self._timeout)
+            job = self._job(source)
         except SwiprError as error:
             job = Job("predict")
             job.finish(error)
         self._exchange.submit(job)
         return job
+
+    def _job(self, source: Input) -> Job:
+        labels = None if self._labels is None else next(reversed(self._labels), "")
+        return Job("predict", Image.open(source), self._timeout, labels=labels)
 
     def _run(self, job: Job) -> dict[str, object]:
         self._exchange.submit(job)
@@ -252,15 +216,37 @@ class Client:
             raise job.outcome
         return job.outcome
 
+    def _answer(self, outcome: dict[str, object] | SwiprError) -> Prediction | SwiprError:
+        if isinstance(outcome, SwiprError):
+            return outcome
+        try:
+            return self._prediction(outcome)
+        except SwiprError as error:
+            return error
 
-def _answer(outcome: dict[str, object] | SwiprError) -> Prediction | SwiprError:
-    if isinstance(outcome, SwiprError):
-        return outcome
-    try:
-        return Prediction.parse(outcome)
-    except BadRequest as error:
-        return error
+    def _prediction(self, fields: dict[str, object]) -> Prediction:
+        """Make a prediction of a reply, with the labels of the model that gave it, if wanted.
 
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+        Raises:
+            BadRequest: it is none.
+            TryLater: the model has been replaced, and the daemon, an older one, told no labels.
+        """
+        prediction = Prediction.parse(fields)
+        if self._labels is None:
+            return prediction
+        known = self._labels.get(prediction.model)
+        if prediction.labels is None and known is not None:
+            prediction.labels, prediction.thresholds = known.labels, known.thresholds
+        elif prediction.labels is None:
+            described = self._ask("model")
+            if described.get("model") != prediction.model:
+                raise TryLater(
+                    f"{prediction.model} answered, but has been replaced since, and its labels are"
+                    " not known any more; ask again"
+                )
+            prediction.take_labels(described)
+        if known is None:
+            self._labels[prediction.model] = prediction
+            if len(self._labels) > _MODELS_KNOWN:
+                del self._labels[next(iter(self._labels))]
+        return prediction

@@ -129,6 +129,7 @@ class Exchange:
 
     def _send(self, connection: Connection, job: Job, now: float) -> None:
         request = Request(job.id, job.op, job.remaining(now))
+        request.labels = job.labels
         descriptor = None
         try:
             if job.image is not None:

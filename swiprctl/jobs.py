@@ -44,7 +44,8 @@ class Job:
     """One request and its fate. `outcome` is None until it is known.
 
     `timeout` is what the user asked for, or None for the daemon's default; `extra` is how much
-    longer than that default the answer may take; `start` is whether it is worth starting a daemon.
+    longer than that default the answer may take; `start` is whether it is worth starting a daemon;
+    `labels` is what it says of them, see `protocol.Request`.
     """
 
     __slots__ = (
@@ -54,6 +55,7 @@ class Job:
         "id",
         "image",
         "in_flight",
+        "labels",
         "not_before",
         "op",
         "outcome",
@@ -72,6 +74,7 @@ class Job:
         *,
         extra: float = 0.0,
         start: bool = True,
+        labels: str | None = None,
     ) -> None:
         self.op = op
         self.image = image
@@ -79,6 +82,7 @@ class Job:
         self.deadline = None if timeout is None else Deadline(timeout)
         self.extra = extra
         self.start = start
+        self.labels = labels
         self.id = 0
         self.began = monotonic()
         self.not_before = 0.0

@@ -235,6 +235,8 @@ class Server:
 
         def done(outcome: Outcome) -> None:
             self.room.leave(size)
+            if not isinstance(outcome, SwiprError):
+                outcome = self._service.model.with_labels(outcome, request.labels)
             connection.answer(request.id, outcome)
 
         connection.in_flight.add(request.id)
