@@ -1,19 +1,23 @@
 """The client as a library: `Client().predict(…)`, and its stream of many.
 
-Blocking, one connection, no threads; not to be shared between threads. Errors are those of
-errors.py and no others. What is in flight, resent and given up is the exchange's; this module
-turns inputs into jobs, keeps a bounded window of them, and puts the answers back in order.
+Blocking, one connection, no threads. Errors are those of errors.py and no others. What is in
+flight, resent and given up is the exchange's; this module turns inputs into jobs, keeps a bounded
+window of them, and puts the answers back in order. It also sees to it that a client is used by one
+process and by one thread at a time.
 """
 
 from __future__ import annotations
 
+import os
+from _thread import allocate_lock
+from _weakref import ref
 from collections import deque
 
 from swiprctl.address import choose
 from swiprctl.errors import SwiprError, TryLater, UsageError
 from swiprctl.exchange import Exchange
 from swiprctl.inputs import Image
-from swiprctl.jobs import START_ALLOWANCE, Job
+from swiprctl.jobs import START_ALLOWANCE, Job, Window
 from swiprctl.protocol import DEFAULT_TIMEOUT, MAX_TIMEOUT
 from swiprctl.rows import Prediction
 
@@ -30,27 +34,30 @@ _MODELS_KNOWN = 8
 """Models whose labels are kept: those that answer what is under way, over some reloads."""
 
 
-class Window:
-    """How many inputs may be under way: what keeps the workers busy and the queue short."""
+class Alone:
+    """Lets one caller in at a time, and refuses another: they would take each other's answers."""
 
-    SMALLEST = 2
-    FIRST = 4
-    LARGEST = 32
+    __slots__ = ("_lock",)
 
-    def __init__(self, timeout: float) -> None:
-        self.size = self.FIRST
-        self._timeout = timeout
+    def __init__(self) -> None:
+        self._lock = allocate_lock()
 
-    def learn(self, queued: float, resent: int) -> None:
-        """Take in how long a request waited in the daemon, and whether it had to be sent again."""
-        if resent or queued > self._timeout / 4:
-            self.size = max(self.SMALLEST, self.size // 2)
-        elif queued < self._timeout / 10:
-            self.size = min(self.LARGEST, self.size + 1)
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise UsageError(
+                "this Client is being used by another thread: give each thread a Client of its own"
+            )
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 class Client:
     """A connection to the daemon, made (and made anew) when it is needed.
+
+    A process that is forked from this one gets a connection of its own when it first asks; what is
+    under way stays its parent's. Threads may use a client one after the other; one that does while
+    another waits for its answer gets a UsageError, and the other its answer. Give each its own.
 
     Args:
         socket_path: where the daemon listens; by default `$SWIPR_SOCKET`, the system's socket,
@@ -89,6 +96,9 @@ class Client:
         self._exchange = Exchange(
             choose(socket_path, model), autostart=autostart, notify=notify, trace=trace
         )
+        self._alone = Alone()
+        self._dropped: list[Job] = []  # of streams that are given up, to be forgotten
+        _living[:] = [one for one in _living if one() is not None] + [ref(self)]
 
     def __enter__(self) -> Self:
         return self
@@ -103,7 +113,8 @@ class Client:
 
     def close(self) -> None:
         """Close the connection. The client can be used again, over a new one."""
-        self._exchange.close()
+        with self._alone:
+            self._exchange.close("the client was closed before the answer came")
 
     @property
     def socket_path(self) -> str:
@@ -116,7 +127,7 @@ class Client:
         Raises:
             SwiprError: whatever became of it; errors.py has the tree.
         """
-        return self._prediction(self._run(self._job(source)))
+        return self._prediction(self._run(lambda: self._job(source)))
 
     def predict_many(
         self, sources: Iterable[Input | None]
@@ -154,7 +165,8 @@ class Client:
                         ended = True
                     else:
                         if following is not None:
-                            under_way.append((following, self._begin(following)))
+                            with self._alone:
+                                under_way.append((following, self._begin(following)))
                         elif fileno is not None:
                             watch = fileno()
                         else:
@@ -162,10 +174,18 @@ class Client:
                 if ended and not under_way:
                     return
                 full = ended or watch >= 0 or len(under_way) >= window.size
-                self._exchange.step(wait=full, watch=watch)
+                with self._alone:
+                    self._forget_dropped()
+                    self._exchange.step(wait=full, watch=watch)
         finally:
-            for _, job in under_way:
-                self._exchange.forget(job)
+            self._dropped += (job for _, job in under_way)
+            # Whoever drops a stream may be the collector of garbage, in any thread: if the client
+            # is in use there, its next use forgets them.
+            try:
+                with self._alone:
+                    self._forget_dropped()
+            except UsageError:
+                pass
 
     def model(self) -> dict[str, object]:
         """Describe the model: name, labels, activation, input, device, model (its id), versions."""
@@ -189,7 +209,7 @@ class Client:
         return self._ask("reload", extra=START_ALLOWANCE, start=False)
 
     def _ask(self, op: str, *, extra: float = 0.0, start: bool = True) -> dict[str, object]:
-        fields = self._run(Job(op, None, self._timeout, extra=extra, start=start))
+        fields = self._run(lambda: Job(op, None, self._timeout, extra=extra, start=start))
         return {key: value for key, value in fields.items() if key not in ("id", "ok")}
 
     def _begin(self, source: Input) -> Job:
@@ -205,16 +225,28 @@ class Client:
         labels = None if self._labels is None else next(reversed(self._labels), "")
         return Job("predict", Image.open(source), self._timeout, labels=labels)
 
-    def _run(self, job: Job) -> dict[str, object]:
-        self._exchange.submit(job)
-        try:
-            while job.outcome is None:
-                self._exchange.step()
-        finally:
-            self._exchange.forget(job)
+    def _run(self, begin: Callable[[], Job]) -> dict[str, object]:
+        with self._alone:
+            self._forget_dropped()
+            job = begin()
+            self._exchange.submit(job)
+            try:
+                while job.outcome is None:
+                    self._exchange.step()
+            finally:
+                self._exchange.forget(job)
         if isinstance(job.outcome, SwiprError):
             raise job.outcome
         return job.outcome
+
+    def _forget_dropped(self) -> None:
+        while self._dropped:
+            self._exchange.forget(self._dropped.pop())
+
+    def _forked(self) -> None:
+        """Leave the connection, and what is under way, to the parent: this is a child of it."""
+        self._alone = Alone()  # a thread that is not here any more may be in the other
+        self._exchange.close("asked before this process was forked: its parent gets the answer")
 
     def _answer(self, outcome: dict[str, object] | SwiprError) -> Prediction | SwiprError:
         if isinstance(outcome, SwiprError):
@@ -250,3 +282,15 @@ class Client:
             if len(self._labels) > _MODELS_KNOWN:
                 del self._labels[next(iter(self._labels))]
         return prediction
+
+
+_living: list[ref[Client]] = []
+
+
+def _after_fork() -> None:
+    for one in _living:
+        if (client := one()) is not None:
+            client._forked()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -68,10 +68,10 @@ class Exchange:
             self._lose()  # a part of its frame has gone out, and the rest never will
         job.close()
 
-    def close(self) -> None:
+    def close(self, why: str) -> None:
         """Close the connection and every image; what is under way ends without an answer."""
         for job in list(self._jobs.values()):
-            self._end(job, NoDaemon("the client was closed before the answer came"))
+            self._end(job, NoDaemon(why))
         self._lose()
         self._dialer.close()
 

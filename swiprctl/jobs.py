@@ -1,4 +1,5 @@
-"""One request: what is asked, until when, how often it was sent, and what became of it.
+"""One request: what is asked, until when, how often it was sent, and what became of it; and how
+many are to be under way.
 
 Keeps time and state; sends nothing.
 """
@@ -165,3 +166,22 @@ class Job:
     def pause(self) -> float:
         """How long to wait before the next attempt: 0.05 s, doubling to 1 s."""
         return min(_FIRST_PAUSE * 2.0 ** min(self.resent, 10), _LONGEST_PAUSE)
+
+
+class Window:
+    """How many inputs may be under way: what keeps the workers busy and the queue short."""
+
+    SMALLEST = 2
+    FIRST = 4
+    LARGEST = 32
+
+    def __init__(self, timeout: float) -> None:
+        self.size = self.FIRST
+        self._timeout = timeout
+
+    def learn(self, queued: float, resent: int) -> None:
+        """Take in how long a request waited in the daemon, and whether it had to be sent again."""
+        if resent or queued > self._timeout / 4:
+            self.size = max(self.SMALLEST, self.size // 2)
+        elif queued < self._timeout / 10:
+            self.size = min(self.LARGEST, self.size + 1)

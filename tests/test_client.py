@@ -18,7 +18,6 @@ import pytest
 from peer import Asked, Connection, Peer
 
 from swiprctl import Client, Prediction, SwiprError, jobs
-from swiprctl.client import Window
 from swiprctl.errors import (
     BadImage,
     BadRequest,
@@ -31,6 +30,7 @@ from swiprctl.errors import (
     TooLarge,
     UsageError,
 )
+from swiprctl.jobs import Window
 from swiprctl.names import Names
 from swiprctl.protocol import Reply
 
