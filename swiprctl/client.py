@@ -16,10 +16,10 @@ from collections import deque
 from swiprctl.address import choose
 from swiprctl.errors import SwiprError, TryLater, UsageError
 from swiprctl.exchange import Exchange
-from swiprctl.inputs import Image
+from swiprctl.inputs import Image, NoDescriptor
 from swiprctl.jobs import START_ALLOWANCE, Job, Window
 from swiprctl.protocol import DEFAULT_TIMEOUT, MAX_TIMEOUT
-from swiprctl.rows import Prediction
+from swiprctl.rows import KnownLabels, Prediction
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,10 +28,6 @@ if TYPE_CHECKING:
     from typing import Self
 
     from swiprctl.inputs import Input
-
-
-_MODELS_KNOWN = 8
-"""Models whose labels are kept: those that answer what is under way, over some reloads."""
 
 
 class Alone:
@@ -91,8 +87,7 @@ class Client:
         if timeout is not None and not 0 < timeout <= MAX_TIMEOUT:
             raise UsageError(f"timeout: above 0, at most {MAX_TIMEOUT:.0f} seconds")
         self._timeout = timeout
-        # By model's id, the latest last: what a reply leaves out, because the request named it.
-        self._labels: dict[str, Prediction] | None = {} if labels else None
+        self._labels = KnownLabels() if labels else None
         self._exchange = Exchange(
             choose(socket_path, model), autostart=autostart, notify=notify, trace=trace
         )
@@ -222,8 +217,17 @@ class Client:
         return job
 
     def _job(self, source: Input) -> Job:
-        labels = None if self._labels is None else next(reversed(self._labels), "")
-        return Job("predict", Image.open(source), self._timeout, labels=labels)
+        labels = None if self._labels is None else self._labels.latest
+        return Job("predict", self._open(source), self._timeout, labels=labels)
+
+    def _open(self, source: Input) -> Image:
+        while True:
+            try:
+                return Image.open(source)
+            except NoDescriptor:
+                if self._exchange.idle:
+                    raise
+            self._exchange.step()  # an answer gives one back
 
     def _run(self, begin: Callable[[], Job]) -> dict[str, object]:
         with self._alone:
@@ -257,30 +261,9 @@ class Client:
             return error
 
     def _prediction(self, fields: dict[str, object]) -> Prediction:
-        """Make a prediction of a reply, with the labels of the model that gave it, if wanted.
-
-        Raises:
-            BadRequest: it is none.
-            TryLater: the model has been replaced, and the daemon, an older one, told no labels.
-        """
         prediction = Prediction.parse(fields)
-        if self._labels is None:
-            return prediction
-        known = self._labels.get(prediction.model)
-        if prediction.labels is None and known is not None:
-            prediction.labels, prediction.thresholds = known.labels, known.thresholds
-        elif prediction.labels is None:
-            described = self._ask("model")
-            if described.get("model") != prediction.model:
-                raise TryLater(
-                    f"{prediction.model} answered, but has been replaced since, and its labels are"
-                    " not known any more; ask again"
-                )
-            prediction.take_labels(described)
-        if known is None:
-            self._labels[prediction.model] = prediction
-            if len(self._labels) > _MODELS_KNOWN:
-                del self._labels[next(iter(self._labels))]
+        if self._labels is not None:
+            self._labels.complete(prediction, self.model)
         return prediction
 
 

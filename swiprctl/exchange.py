@@ -52,6 +52,11 @@ class Exchange:
         self._jobs: dict[int, Job] = {}
         self._next_id = 0
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way."""
+        return not self._jobs
+
     def submit(self, job: Job) -> None:
         """Take a job in. It moves in the next `step()`."""
         self._next_id += 1

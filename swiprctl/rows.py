@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import os
 
-from swiprctl.errors import BadRequest
+from swiprctl.errors import BadRequest, TryLater
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from typing import TypeGuard
 
 _DIGITS = 6
 """Significant digits. float32 carries seven."""
+
+_MODELS_KNOWN = 8
+"""Models whose labels are kept: those that answer what is under way, over some reloads."""
 
 
 class Prediction:
@@ -102,6 +105,45 @@ class Prediction:
                 raise BadRequest("the daemon names thresholds that are no numbers")
             self.thresholds = tuple(thresholds)
         self.labels = tuple(map(str, labels))
+
+
+class KnownLabels:
+    """The labels of models that have answered: what a reply leaves out as its request named it."""
+
+    def __init__(self) -> None:
+        self._by_model: dict[str, Prediction] = {}
+
+    @property
+    def latest(self) -> str:
+        """The id of the model that was last heard of for the first time; empty before."""
+        return next(reversed(self._by_model), "")
+
+    def complete(self, prediction: Prediction, ask: Callable[[], dict[str, object]]) -> None:
+        """Give a prediction the labels of its model, if it has none.
+
+        Args:
+            ask: describes the model that serves now; needed where the daemon, an older one, tells
+                no labels with a row.
+
+        Raises:
+            TryLater: that is another model than the one that answered.
+            SwiprError: nothing usable was heard of it.
+        """
+        known = self._by_model.get(prediction.model)
+        if prediction.labels is None and known is not None:
+            prediction.labels, prediction.thresholds = known.labels, known.thresholds
+        elif prediction.labels is None:
+            described = ask()
+            if described.get("model") != prediction.model:
+                raise TryLater(
+                    f"{prediction.model} answered, but has been replaced since, and its labels are"
+                    " not known any more; ask again"
+                )
+            prediction.take_labels(described)
+        if known is None:
+            self._by_model[prediction.model] = prediction
+            if len(self._by_model) > _MODELS_KNOWN:
+                del self._by_model[next(iter(self._by_model))]
 
 
 def number(value: float) -> str:

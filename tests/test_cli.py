@@ -352,6 +352,67 @@ class TestPredict:
                 process.kill()
 
 
+@pytest.mark.parametrize("piped", [False, True])
+def test_few_descriptors_are_enough(tmp_path: Path, piped: bool) -> None:
+    """An input that finds no descriptor waits for an answer that gives one back."""
+
+    def held(connection: Connection) -> None:
+        """Answer when no more comes: as many are under way by then as there can be."""
+        under_way = []
+        while True:
+            if under_way and not select.select([connection.socket], [], [], 0.05)[0]:
+                for one in under_way:
+                    assert one.image is not None
+                    connection.answer(one, float(len(one.image)))
+                under_way = []
+            under_way.append(connection.asked())
+
+    for number in range(60):
+        (tmp_path / f"{number}.jpg").write_bytes(bytes(number))
+    paths = " ".join(f"{n}.jpg" for n in range(60)) + (" - < <(cat 59.jpg)" if piped else "")
+    with Peer(tmp_path / "s", held):
+        done = subprocess.run(
+            ["bash", "-c", f'ulimit -n 20; exec "$0" -m swiprctl predict {paths}', sys.executable],
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=25,
+            check=False,
+            env={**os.environ, "SWIPR_SOCKET": str(tmp_path / "s")},
+        )
+    assert (done.stderr, done.returncode) == ("", 0)
+    out = "".join(f"{n}.jpg,{n}\n" for n in range(60))
+    assert done.stdout == out + ("-,59\n" if piped else "")
+
+
+def test_no_descriptor_at_all_is_told(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.jpg").write_bytes(b"x")
+    code = (
+        "import os, resource, sys\n"
+        "from swiprctl.cli import run\n"
+        "taken = [os.dup(0) for _ in range(int(sys.argv.pop(1)))]\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (taken[-1] + 2, 64))\n"
+        "run()\n"
+    )
+    with Peer(tmp_path / "s", daemon):
+        done = subprocess.run(
+            [sys.executable, "-c", code, "30", "predict", "0.jpg", "1.jpg"],
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=25,
+            check=False,
+            env={**os.environ, "SWIPR_SOCKET": str(tmp_path / "s")},
+        )
+    assert (done.stderr, done.returncode) == (
+        "swiprctl: cannot make a socket: Too many open files\n",
+        69,
+    )
+
+
 def test_verbose_tells_of_each_retry_and_why(tmp_path: Path) -> None:
     def script(connection: Connection) -> None:
         asked = connection.asked()
