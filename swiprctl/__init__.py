@@ -14,15 +14,16 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from swiprctl.client import Client, Prediction
+    from swiprctl.client import Client
     from swiprctl.errors import SwiprError
+    from swiprctl.rows import Prediction
     from swiprctl.version import __version__
 
 __all__ = ["Client", "Prediction", "SwiprError", "__version__"]
 
 _HOME = {
     "Client": "swiprctl.client",
-    "Prediction": "swiprctl.client",
+    "Prediction": "swiprctl.rows",
     "SwiprError": "swiprctl.errors",
     "__version__": "swiprctl.version",
 }

@@ -60,6 +60,13 @@ class Arguments:
         self.with_model = False
 
     @property
+    def names_labels(self) -> bool:
+        """Whether labels are printed."""
+        return self.command == "predict" and (
+            self.header or self.labels or self.json or self.top is not None
+        )
+
+    @property
     def listed(self) -> bool:
         """Whether the inputs are in a list."""
         return self.files_from is not None or self.files0_from is not None
@@ -153,10 +160,11 @@ def _check(arguments: Arguments, used: list[str]) -> None:
 
 
 def _count(text: str) -> int:
-    # int() takes more than digits: " 3", "1_000".
-    if not (text.isascii() and text.isdigit() and int(text[:9]) > 0):
+    # int() takes more than digits (" 3", "1_000"), and not many of those.
+    digits = text.lstrip("0")
+    if not (digits.isascii() and digits.isdigit()):
         raise UsageError(f"--top: a whole number from 1, not {text!r}")
-    return int(text)
+    return int(digits[:9])  # more than there are labels, in any case
 
 
 def _seconds(text: str) -> float:

@@ -1,20 +1,25 @@
 """The client as a library: `Client().predict(…)`, and its stream of many.
 
-Blocking, one connection, no threads; not to be shared between threads. Errors are those of
-errors.py and no others. What is in flight, resent and given up is the exchange's; this module
-turns inputs into jobs, keeps a bounded window of them, and puts the answers back in order.
+Blocking, one connection, no threads. Errors are those of errors.py and no others. What is in
+flight, resent and given up is the exchange's; this module turns inputs into jobs, keeps a bounded
+window of them, and puts the answers back in order. It also sees to it that a client is used by one
+process and by one thread at a time.
 """
 
 from __future__ import annotations
 
+import os
+from _thread import allocate_lock
+from _weakref import ref
 from collections import deque
 
 from swiprctl.address import choose
-from swiprctl.errors import BadRequest, SwiprError, TryLater, UsageError
+from swiprctl.errors import SwiprError, TryLater, UsageError
 from swiprctl.exchange import Exchange
-from swiprctl.inputs import Image
-from swiprctl.jobs import START_ALLOWANCE, Job
+from swiprctl.inputs import Image, NoDescriptor
+from swiprctl.jobs import START_ALLOWANCE, Job, Window
 from swiprctl.protocol import DEFAULT_TIMEOUT, MAX_TIMEOUT
+from swiprctl.rows import KnownLabels, Prediction
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,76 +30,30 @@ if TYPE_CHECKING:
     from swiprctl.inputs import Input
 
 
-class Prediction:
-    """What the model says about one image.
+class Alone:
+    """Lets one caller in at a time, and refuses another: they would take each other's answers."""
 
-    Attributes:
-        probabilities: one for each of the model's labels, in their order.
-        model: the id of the model that answered.
-        queued, decode, infer: seconds spent waiting, on the image, and in the model.
-    """
+    __slots__ = ("_lock",)
 
-    __slots__ = ("decode", "infer", "model", "probabilities", "queued")
+    def __init__(self) -> None:
+        self._lock = allocate_lock()
 
-    def __init__(
-        self,
-        probabilities: tuple[float, ...],
-        model: str,
-        queued: float = 0.0,
-        decode: float = 0.0,
-        infer: float = 0.0,
-    ) -> None:
-        self.probabilities = probabilities
-        self.model = model
-        self.queued = queued
-        self.decode = decode
-        self.infer = infer
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise UsageError(
+                "this Client is being used by another thread: give each thread a Client of its own"
+            )
 
-    def __repr__(self) -> str:
-        shown = ", ".join(f"{p:.6g}" for p in self.probabilities[:5])
-        more = ", …" if len(self.probabilities) > 5 else ""
-        return f"Prediction(({shown}{more}), model={self.model!r})"
-
-    @classmethod
-    def parse(cls, fields: dict[str, object]) -> Prediction:
-        """Validate a reply's fields; unknown ones are ignored.
-
-        Raises:
-            BadRequest: this is not a prediction.
-        """
-        probabilities = fields.get("probabilities")
-        model = fields.get("model")
-        if not isinstance(probabilities, list) or not all(map(_is_number, probabilities)):
-            raise BadRequest("the daemon's reply has no probabilities")
-        if not isinstance(model, str):
-            raise BadRequest("the daemon's reply does not name its model")
-        times = [fields.get(name, 0.0) for name in ("queued", "decode", "infer")]
-        if not all(map(_is_number, times)):
-            raise BadRequest("the daemon's reply has timings that are no numbers")
-        return cls(tuple(map(float, probabilities)), model, *map(float, times))  # type: ignore[arg-type]
-
-
-class Window:
-    """How many inputs may be under way: what keeps the workers busy and the queue short."""
-
-    SMALLEST = 2
-    FIRST = 4
-    LARGEST = 32
-
-    def __init__(self, timeout: float) -> None:
-        self.size = self.FIRST
-        self._timeout = timeout
-
-    def learn(self, queued: float, resent: int) -> None:
-        """Take in how long a request waited in the daemon, and whether it had to be sent again."""
-        if resent or queued > self._timeout / 4:
-            self.size = max(self.SMALLEST, self.size // 2)
-        elif queued < self._timeout / 10:
-            self.size = min(self.LARGEST, self.size + 1)
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 class Client:
     """A connection to the daemon, made (and made anew) when it is needed.
+
+    A process that is forked from this one gets a connection of its own when it first asks; what is
+    under way stays its parent's. Threads may use a client one after the other; one that does while
+    another waits for its answer gets a UsageError, and the other its answer. Give each its own.
 
     Args:
         socket_path: where the daemon listens; by default `$SWIPR_SOCKET`, the system's socket,
@@ -105,6 +64,8 @@ class Client:
         model: the name of a system's model, or with a slash in it a model's folder, which a
             daemon of the user's own serves; in place of `socket_path`.
         trace: called with a line each time that a request has to be sent again, and why.
+        labels: whether each prediction is to have its model's labels and thresholds. `model()`
+            tells those of the model that serves by then, after a reload perhaps another.
 
     Raises:
         UsageError: the socket, model or timeout cannot be meant.
@@ -121,13 +82,18 @@ class Client:
         notify: Callable[[str], None] | None = None,
         model: str | None = None,
         trace: Callable[[str], None] | None = None,
+        labels: bool = False,
     ) -> None:
         if timeout is not None and not 0 < timeout <= MAX_TIMEOUT:
             raise UsageError(f"timeout: above 0, at most {MAX_TIMEOUT:.0f} seconds")
         self._timeout = timeout
+        self._labels = KnownLabels() if labels else None
         self._exchange = Exchange(
             choose(socket_path, model), autostart=autostart, notify=notify, trace=trace
         )
+        self._alone = Alone()
+        self._dropped: list[Job] = []  # of streams that are given up, to be forgotten
+        _living[:] = [one for one in _living if one() is not None] + [ref(self)]
 
     def __enter__(self) -> Self:
         return self
@@ -142,7 +108,8 @@ class Client:
 
     def close(self) -> None:
         """Close the connection. The client can be used again, over a new one."""
-        self._exchange.close()
+        with self._alone:
+            self._exchange.close("the client was closed before the answer came")
 
     @property
     def socket_path(self) -> str:
@@ -155,8 +122,7 @@ class Client:
         Raises:
             SwiprError: whatever became of it; errors.py has the tree.
         """
-        job = Job("predict", Image.open(source), self._timeout)
-        return Prediction.parse(self._run(job))
+        return self._prediction(self._run(lambda: self._job(source)))
 
     def predict_many(
         self, sources: Iterable[Input | None]
@@ -180,7 +146,7 @@ class Client:
             while True:
                 while under_way and (outcome := under_way[0][1].outcome) is not None:
                     source, job = under_way.popleft()
-                    answer = _answer(outcome)
+                    answer = self._answer(outcome)
                     if isinstance(answer, Prediction):
                         window.learn(answer.queued, job.resent)
                     elif isinstance(answer, TryLater):
@@ -194,7 +160,8 @@ class Client:
                         ended = True
                     else:
                         if following is not None:
-                            under_way.append((following, self._begin(following)))
+                            with self._alone:
+                                under_way.append((following, self._begin(following)))
                         elif fileno is not None:
                             watch = fileno()
                         else:
@@ -202,10 +169,18 @@ class Client:
                 if ended and not under_way:
                     return
                 full = ended or watch >= 0 or len(under_way) >= window.size
-                self._exchange.step(wait=full, watch=watch)
+                with self._alone:
+                    self._forget_dropped()
+                    self._exchange.step(wait=full, watch=watch)
         finally:
-            for _, job in under_way:
-                self._exchange.forget(job)
+            self._dropped += (job for _, job in under_way)
+            # Whoever drops a stream may be the collector of garbage, in any thread: if the client
+            # is in use there, its next use forgets them.
+            try:
+                with self._alone:
+                    self._forget_dropped()
+            except UsageError:
+                pass
 
     def model(self) -> dict[str, object]:
         """Describe the model: name, labels, activation, input, device, model (its id), versions."""
@@ -229,38 +204,76 @@ class Client:
         return self._ask("reload", extra=START_ALLOWANCE, start=False)
 
     def _ask(self, op: str, *, extra: float = 0.0, start: bool = True) -> dict[str, object]:
-        fields = self._run(Job(op, None, self._timeout, extra=extra, start=start))
+        fields = self._run(lambda: Job(op, None, self._timeout, extra=extra, start=start))
         return {key: value for key, value in fields.items() if key not in ("id", "ok")}
 
     def _begin(self, source: Input) -> Job:
         try:
-            job = Job("predict", Image.open(source), self._timeout)
+            job = self._job(source)
         except SwiprError as error:
             job = Job("predict")
             job.finish(error)
         self._exchange.submit(job)
         return job
 
-    def _run(self, job: Job) -> dict[str, object]:
-        self._exchange.submit(job)
-        try:
-            while job.outcome is None:
-                self._exchange.step()
-        finally:
-            self._exchange.forget(job)
+    def _job(self, source: Input) -> Job:
+        labels = None if self._labels is None else self._labels.latest
+        return Job("predict", self._open(source), self._timeout, labels=labels)
+
+    def _open(self, source: Input) -> Image:
+        while True:
+            try:
+                return Image.open(source)
+            except NoDescriptor:
+                if self._exchange.idle:
+                    raise
+            self._exchange.step()  # an answer gives one back
+
+    def _run(self, begin: Callable[[], Job]) -> dict[str, object]:
+        with self._alone:
+            self._forget_dropped()
+            job = begin()
+            self._exchange.submit(job)
+            try:
+                while job.outcome is None:
+                    self._exchange.step()
+            finally:
+                self._exchange.forget(job)
         if isinstance(job.outcome, SwiprError):
             raise job.outcome
         return job.outcome
 
+    def _forget_dropped(self) -> None:
+        while self._dropped:
+            self._exchange.forget(self._dropped.pop())
 
-def _answer(outcome: dict[str, object] | SwiprError) -> Prediction | SwiprError:
-    if isinstance(outcome, SwiprError):
-        return outcome
-    try:
-        return Prediction.parse(outcome)
-    except BadRequest as error:
-        return error
+    def _forked(self) -> None:
+        """Leave the connection, and what is under way, to the parent: this is a child of it."""
+        self._alone = Alone()  # a thread that is not here any more may be in the other
+        self._exchange.close("asked before this process was forked: its parent gets the answer")
+
+    def _answer(self, outcome: dict[str, object] | SwiprError) -> Prediction | SwiprError:
+        if isinstance(outcome, SwiprError):
+            return outcome
+        try:
+            return self._prediction(outcome)
+        except SwiprError as error:
+            return error
+
+    def _prediction(self, fields: dict[str, object]) -> Prediction:
+        prediction = Prediction.parse(fields)
+        if self._labels is not None:
+            self._labels.complete(prediction, self.model)
+        return prediction
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+_living: list[ref[Client]] = []
+
+
+def _after_fork() -> None:
+    for one in _living:
+        if (client := one()) is not None:
+            client._forked()
+
+
+os.register_at_fork(after_in_child=_after_fork)

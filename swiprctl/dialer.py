@@ -53,7 +53,7 @@ class Dialer:
         if now < self.not_before:
             return None
         try:
-            sock = self.address.connect()
+            sock = self._connect()
         except NotListening as error:
             if self._child is not None:
                 raise self._last_words() from error
@@ -83,12 +83,18 @@ class Dialer:
             self._child.forget()
             self._child = None
 
+    def _connect(self) -> _socket.socket | None:
+        try:
+            return self.address.connect()
+        except OSError as error:  # no descriptor is left, and no answer will give one back
+            raise NoDaemon(f"cannot make a socket: {error.strerror}") from error
+
     def _start(self) -> _socket.socket | None:
         from swiprctl import autostart
 
         self._child = autostart.start(self.address)
         try:
-            return self.address.connect()
+            return self._connect()
         except NotListening as error:
             if self._child is not None:
                 raise self._last_words() from error

@@ -52,6 +52,11 @@ class Exchange:
         self._jobs: dict[int, Job] = {}
         self._next_id = 0
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way."""
+        return not self._jobs
+
     def submit(self, job: Job) -> None:
         """Take a job in. It moves in the next `step()`."""
         self._next_id += 1
@@ -68,10 +73,10 @@ class Exchange:
             self._lose()  # a part of its frame has gone out, and the rest never will
         job.close()
 
-    def close(self) -> None:
+    def close(self, why: str) -> None:
         """Close the connection and every image; what is under way ends without an answer."""
         for job in list(self._jobs.values()):
-            self._end(job, NoDaemon("the client was closed before the answer came"))
+            self._end(job, NoDaemon(why))
         self._lose()
         self._dialer.close()
 
@@ -129,6 +134,7 @@ class Exchange:
 
     def _send(self, connection: Connection, job: Job, now: float) -> None:
         request = Request(job.id, job.op, job.remaining(now))
+        request.labels = job.labels
         descriptor = None
         try:
             if job.image is not None:
@@ -205,9 +211,9 @@ class Exchange:
             connection.leaving = True
             self._again(job, now + job.pause(), now, str(error))
             return
-        if isinstance(error, Overloaded) and error.retry_after is not None:
-            at = now + max(error.retry_after, _PAUSE)
-            if at < job.retry_until(connection.first_reply or now):
+        if isinstance(error, Overloaded):
+            at = job.retry_at(now, error.retry_after, connection.first_reply)
+            if at is not None:
                 self._again(job, at, now, f"overloaded: {error}")
                 return
         lost = isinstance(error, BadRequest) and str(error).startswith(_LOST_DESCRIPTOR)

@@ -40,6 +40,6 @@ Which daemon, and for how long:
   --version, --help
 
 Exit status: 0 all went well, 64 usage, 65 not an image or too large, 66 cannot open the file,
-69 no daemon, 70 the image crashed its worker, 75 try later, 76 not this protocol, 77 no
-permission, 124 deadline. With several inputs: 1 if some failed.
+69 no daemon, 70 the image crashed its worker, 74 output failed, 75 try later, 76 not this
+protocol, 77 no permission, 124 deadline. With several inputs: 1 if some failed.
 """

@@ -7,6 +7,7 @@ their writer, and bytes, because they have no descriptor. Nothing here waits; th
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import io
 import os
@@ -25,6 +26,10 @@ MAX_STREAM = 64 << 20
 
 _CHUNK = 1 << 20
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+
+
+class NoDescriptor(CannotOpen):
+    """No descriptor is left, here or on the host: one is when an image under way is closed."""
 
 
 class Image:
@@ -51,6 +56,7 @@ class Image:
         long that takes; give its `fileno()` to have that done under the request's deadline.
 
         Raises:
+            NoDescriptor: too many are open.
             CannotOpen: there is no such file, or no permission, or it cannot hold an image.
             TooLarge: bytes, or what a file object holds, exceed `MAX_STREAM`.
             TypeError: the source is none of these.
@@ -68,7 +74,7 @@ class Image:
             # O_NONBLOCK: a FIFO without a writer must not hold up the others.
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
         except OSError as error:
-            raise CannotOpen(error.strerror or str(error)) from error
+            raise _cannot_open(error) from error
         except ValueError as error:
             raise CannotOpen(f"not a path: {error}") from error
         return cls._of_kind(descriptor)
@@ -76,9 +82,12 @@ class Image:
     @classmethod
     def _from_descriptor(cls, descriptor: int) -> Image:
         try:
-            return cls._of_kind(fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 0))
+            copy = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 0)
         except (OSError, ValueError, OverflowError) as error:
+            if isinstance(error, OSError) and error.errno != errno.EBADF:
+                raise _cannot_open(error) from error
             raise CannotOpen("not an open descriptor") from error
+        return cls._of_kind(copy)
 
     @classmethod
     def _of_kind(cls, descriptor: int) -> Image:
@@ -99,7 +108,7 @@ class Image:
             image._remember()
         except OSError as error:
             os.close(descriptor)
-            raise CannotOpen(error.strerror or str(error)) from error
+            raise _cannot_open(error) from error
         except CannotOpen:
             os.close(descriptor)
             raise
@@ -162,7 +171,7 @@ class Image:
         except BlockingIOError:
             return False
         except OSError as error:
-            raise CannotOpen(error.strerror or str(error)) from error
+            raise _cannot_open(error) from error
         if data:
             self._add(memoryview(data))
             return False
@@ -189,7 +198,7 @@ class Image:
                 if size > MAX_STREAM:
                     raise TooLarge(f"more than {MAX_STREAM} bytes cannot go without a descriptor")
         except OSError as error:
-            raise CannotOpen(error.strerror or str(error)) from error
+            raise _cannot_open(error) from error
         return b"".join(parts)
 
     def close(self) -> None:
@@ -206,7 +215,7 @@ class Image:
         try:
             self._memory = os.memfd_create("swipr", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         except OSError as error:
-            raise CannotOpen(f"no memory to hold it: {error.strerror}") from error
+            raise _cannot_open(error, "no memory to hold it: ") from error
 
     def _add(self, data: memoryview) -> None:
         self._size += len(data)
@@ -225,3 +234,8 @@ class Image:
         except OSError:
             pass  # EBUSY: it has pinned a page, seen on a busy host. Workers only read
         self.descriptor, self._memory = self._memory, -1
+
+
+def _cannot_open(error: OSError, doing: str = "") -> CannotOpen:
+    kind = NoDescriptor if error.errno in (errno.EMFILE, errno.ENFILE) else CannotOpen
+    return kind(f"{doing}{error.strerror or error}")

@@ -1,4 +1,5 @@
-"""One request: what is asked, until when, how often it was sent, and what became of it.
+"""One request: what is asked, until when, how often it was sent, and what became of it; and how
+many are to be under way.
 
 Keeps time and state; sends nothing.
 """
@@ -44,7 +45,8 @@ class Job:
     """One request and its fate. `outcome` is None until it is known.
 
     `timeout` is what the user asked for, or None for the daemon's default; `extra` is how much
-    longer than that default the answer may take; `start` is whether it is worth starting a daemon.
+    longer than that default the answer may take; `start` is whether it is worth starting a daemon;
+    `labels` is what it says of them, see `protocol.Request`.
     """
 
     __slots__ = (
@@ -54,6 +56,7 @@ class Job:
         "id",
         "image",
         "in_flight",
+        "labels",
         "not_before",
         "op",
         "outcome",
@@ -72,6 +75,7 @@ class Job:
         *,
         extra: float = 0.0,
         start: bool = True,
+        labels: str | None = None,
     ) -> None:
         self.op = op
         self.image = image
@@ -79,6 +83,7 @@ class Job:
         self.deadline = None if timeout is None else Deadline(timeout)
         self.extra = extra
         self.start = start
+        self.labels = labels
         self.id = 0
         self.began = monotonic()
         self.not_before = 0.0
@@ -122,11 +127,23 @@ class Job:
             limit = min(limit, max(first_reply, self.sent) + usual)
         return limit
 
-    def retry_until(self, first_reply: float) -> float:
-        """Give the moment until which an overloaded daemon is asked again."""
+    def retry_at(
+        self, now: float, retry_after: float | None, first_reply: float | None
+    ) -> float | None:
+        """Give the moment to ask an overloaded daemon again; None if there is no time for it.
+
+        At half of the time that is left at the latest, and again at half of the rest: the daemon
+        gives an estimate, which one slow image may have made.
+        """
         if self.deadline is not None:
-            return self.deadline.at
-        return max(first_reply, self.began) + DEFAULT_TIMEOUT
+            until = self.deadline.at
+        else:
+            until = max(first_reply or now, self.began) + DEFAULT_TIMEOUT
+        half = (until - now) / 2
+        if half < _FIRST_PAUSE:
+            return None
+        wait = self.pause() if retry_after is None else max(retry_after, _FIRST_PAUSE)
+        return now + min(wait, half)
 
     @property
     def streaming(self) -> bool:
@@ -149,3 +166,22 @@ class Job:
     def pause(self) -> float:
         """How long to wait before the next attempt: 0.05 s, doubling to 1 s."""
         return min(_FIRST_PAUSE * 2.0 ** min(self.resent, 10), _LONGEST_PAUSE)
+
+
+class Window:
+    """How many inputs may be under way: what keeps the workers busy and the queue short."""
+
+    SMALLEST = 2
+    FIRST = 4
+    LARGEST = 32
+
+    def __init__(self, timeout: float) -> None:
+        self.size = self.FIRST
+        self._timeout = timeout
+
+    def learn(self, queued: float, resent: int) -> None:
+        """Take in how long a request waited in the daemon, and whether it had to be sent again."""
+        if resent or queued > self._timeout / 4:
+            self.size = max(self.SMALLEST, self.size // 2)
+        elif queued < self._timeout / 10:
+            self.size = min(self.LARGEST, self.size + 1)

@@ -1,4 +1,4 @@
-"""The inputs that a command line names, one by one, without reading ahead and without waiting.
+"""The inputs that a list names, one by one, without reading ahead and without waiting.
 
 A list of 100,000 names is read a piece at a time; a list that a slow program is still writing
 gives what it has. This module opens lists and nothing that is on them.
@@ -16,52 +16,46 @@ _MAX_NAME = 1 << 17
 
 
 class Names:
-    """The inputs a command line names, for `Client.predict_many`: in order, as they come.
+    """The inputs on a list, for `Client.predict_many`: in order, as they come.
 
-    Iterating gives a path, or 0 for standard input, or None where the next name of a list has not
-    arrived yet; then `fileno()` is what to poll. A list's descriptor is closed at its end, and a
-    list that cannot be read to its end leaves an `error`: what was on it before is not lost.
+    Iterating gives a path, or 0 for standard input, or None where the next name has not arrived
+    yet; then `fileno()` is what to poll. The list's descriptor is closed at its end, and a list
+    that cannot be read to its end leaves an `error`: what was on it before is not lost.
     """
 
-    def __init__(self, paths: list[str], list_path: str | None = None, end: bytes = b"\n") -> None:
-        """Take paths, or a list of them in a file (`-` for standard input) ended by `end` each.
+    def __init__(self, path: str, end: bytes = b"\n") -> None:
+        """Take the names in a file (`-` for standard input), ended by `end` each.
 
         Raises:
             CannotOpen: the list cannot be opened.
         """
-        self._paths = iter(paths)
         self._end = end
-        self._list = -1
         self._left = b""
         self._names: list[str] = []
         self._own = False
         self.error: CannotOpen | None = None
         # There `-` can only be a file's name: standard input is the list itself.
-        self._dash = None if list_path == "-" else "-"
-        if list_path == "-":
+        self._dash = None if path == "-" else "-"
+        if path == "-":
             self._list = 0
-        elif list_path is not None:
-            try:
-                self._list = os.open(
-                    list_path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
-                )
-                if stat.S_ISDIR(os.fstat(self._list).st_mode):
-                    os.close(self._list)
-                    raise CannotOpen(f"{list_path}: it is a directory")
-            except OSError as error:
-                raise CannotOpen(f"{list_path}: {error.strerror}") from error
-            self._own = True
+            return
+        try:
+            self._list = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
+            if stat.S_ISDIR(os.fstat(self._list).st_mode):
+                os.close(self._list)
+                raise CannotOpen(f"{path}: it is a directory")
+        except OSError as error:
+            raise CannotOpen(f"{path}: {error.strerror}") from error
+        self._own = True
 
     def fileno(self) -> int:
-        """Give the list's descriptor; -1 without one."""
+        """Give the list's descriptor; -1 once it is closed."""
         return self._list
 
     def __iter__(self) -> Names:
         return self
 
     def __next__(self) -> str | int | None:
-        for path in self._paths:
-            return 0 if path == "-" else path
         while not self._names:
             if self._list < 0:
                 raise StopIteration

@@ -1,4 +1,4 @@
-"""Predictions as text: CSV rows and JSON lines, as bytes. Pure.
+"""Predictions, and what is printed of them: CSV rows and JSON lines, as bytes. Pure.
 
 Bytes, because a path need not be UTF-8, and because rows end in a line feed alone: RFC 4180 asks
 for CR LF, but these rows are read by shell pipelines, where the CR would stick to the last number.
@@ -8,14 +8,142 @@ from __future__ import annotations
 
 import os
 
+from swiprctl.errors import BadRequest, TryLater
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from swiprctl.client import Prediction
+    from collections.abc import Callable, Iterable, Sequence
+    from typing import TypeGuard
 
 _DIGITS = 6
 """Significant digits. float32 carries seven."""
+
+_MODELS_KNOWN = 8
+"""Models whose labels are kept: those that answer what is under way, over some reloads."""
+
+
+class Prediction:
+    """What the model says about one image.
+
+    Attributes:
+        probabilities: one for each of the model's labels, in their order.
+        model: the id of the model that answered.
+        queued, decode, infer: seconds spent waiting, on the image, and in the model.
+        labels: that model's, one for each probability; None where nobody asked for them.
+        thresholds: what each probability must reach, in the same order; None where the model has
+            none, or nobody asked.
+    """
+
+    __slots__ = (
+        "decode",
+        "infer",
+        "labels",
+        "model",
+        "probabilities",
+        "queued",
+        "thresholds",
+    )
+
+    def __init__(
+        self,
+        probabilities: tuple[float, ...],
+        model: str,
+        queued: float = 0.0,
+        decode: float = 0.0,
+        infer: float = 0.0,
+    ) -> None:
+        self.probabilities = probabilities
+        self.model = model
+        self.queued = queued
+        self.decode = decode
+        self.infer = infer
+        self.labels: tuple[str, ...] | None = None
+        self.thresholds: tuple[float, ...] | None = None
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{p:.6g}" for p in self.probabilities[:5])
+        more = ", …" if len(self.probabilities) > 5 else ""
+        return f"Prediction(({shown}{more}), model={self.model!r})"
+
+    @classmethod
+    def parse(cls, fields: dict[str, object]) -> Prediction:
+        """Validate a reply's fields; unknown ones are ignored.
+
+        Raises:
+            BadRequest: this is not a prediction.
+        """
+        probabilities = fields.get("probabilities")
+        model = fields.get("model")
+        if not _are_numbers(probabilities):
+            raise BadRequest("the daemon's reply has no probabilities")
+        if not isinstance(model, str):
+            raise BadRequest("the daemon's reply does not name its model")
+        times = [fields.get(name, 0.0) for name in ("queued", "decode", "infer")]
+        if not _are_numbers(times):
+            raise BadRequest("the daemon's reply has timings that are no numbers")
+        prediction = cls(tuple(map(float, probabilities)), model, *map(float, times))
+        if "labels" in fields:
+            prediction.take_labels(fields)
+        return prediction
+
+    def take_labels(self, fields: dict[str, object]) -> None:
+        """Validate and take the labels and thresholds among a reply's fields.
+
+        Raises:
+            BadRequest: they do not go with the probabilities.
+        """
+        labels, thresholds = fields.get("labels"), fields.get("thresholds")
+        count = len(self.probabilities)
+        if not isinstance(labels, list):
+            raise BadRequest("the daemon does not name its labels")
+        if len(labels) != count:
+            raise BadRequest(f"the daemon names {len(labels)} labels for {count} probabilities")
+        if thresholds is not None:
+            if not isinstance(thresholds, list) or len(thresholds) != count:
+                raise BadRequest("the daemon does not name a threshold for each label")
+            if not _are_numbers(thresholds):
+                raise BadRequest("the daemon names thresholds that are no numbers")
+            self.thresholds = tuple(thresholds)
+        self.labels = tuple(map(str, labels))
+
+
+class KnownLabels:
+    """The labels of models that have answered: what a reply leaves out as its request named it."""
+
+    def __init__(self) -> None:
+        self._by_model: dict[str, Prediction] = {}
+
+    @property
+    def latest(self) -> str:
+        """The id of the model that was last heard of for the first time; empty before."""
+        return next(reversed(self._by_model), "")
+
+    def complete(self, prediction: Prediction, ask: Callable[[], dict[str, object]]) -> None:
+        """Give a prediction the labels of its model, if it has none.
+
+        Args:
+            ask: describes the model that serves now; needed where the daemon, an older one, tells
+                no labels with a row.
+
+        Raises:
+            TryLater: that is another model than the one that answered.
+            SwiprError: nothing usable was heard of it.
+        """
+        known = self._by_model.get(prediction.model)
+        if prediction.labels is None and known is not None:
+            prediction.labels, prediction.thresholds = known.labels, known.thresholds
+        elif prediction.labels is None:
+            described = ask()
+            if described.get("model") != prediction.model:
+                raise TryLater(
+                    f"{prediction.model} answered, but has been replaced since, and its labels are"
+                    " not known any more; ask again"
+                )
+            prediction.take_labels(described)
+        if known is None:
+            self._by_model[prediction.model] = prediction
+            if len(self._by_model) > _MODELS_KNOWN:
+                del self._by_model[next(iter(self._by_model))]
 
 
 def number(value: float) -> str:
@@ -135,3 +263,7 @@ def _quoted(data: bytes) -> bytes:
     if any(special in data for special in (b",", b'"', b"\r", b"\n")) or not data:
         return b'"' + data.replace(b'"', b'""') + b'"'
     return data
+
+
+def _are_numbers(values: object) -> TypeGuard[list[float]]:
+    return isinstance(values, list) and all(type(one) in (int, float) for one in values)

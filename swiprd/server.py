@@ -211,13 +211,18 @@ class Server:
                 attachment.close()
 
     def _submit(self, connection: Connection, request: Request, image: Attachment) -> None:
+        def done(outcome: Outcome) -> None:
+            if not isinstance(outcome, SwiprError):
+                outcome = self._service.model.with_labels(outcome, request.labels)
+            connection.answer(request.id, outcome)
+
         connection.in_flight.add(request.id)
         self._service.submit(
             uid=connection.uid,
             owner=connection,
             image=image,
             timeout=request.timeout,
-            done=lambda outcome: connection.answer(request.id, outcome),
+            done=done,
         )
 
     def _describe(self, op: str) -> dict[str, object]:

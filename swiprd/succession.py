@@ -88,6 +88,7 @@ class Succession:
         self.pool: Pool | None = None
         self.bundle: Bundle | None = None
         self.pools: set[Pool] = set()
+        self._bundles: dict[Pool, Bundle] = {}  # of those that have served and may still answer
         self.phase = Phase.LOADING
         self.reason = ""
         self.reload_error = ""
@@ -140,6 +141,20 @@ class Succession:
         """
         pool, bundle = self.current()
         return describe_model(bundle, pool.staff.described)
+
+    def with_labels(self, row: dict[str, object], known: str | None) -> dict[str, object]:
+        """A row with the labels of the model that made it, unless the client knows those.
+
+        Args:
+            known: the id of a model whose labels the client has; None if it wants none.
+        """
+        if known is None or known == row["model"]:
+            return row
+        for pool, bundle in self._bundles.items():
+            if pool.staff.described["model"] == row["model"]:
+                labels = pool.staff.described["labels"]
+                return {**row, "labels": labels, "thresholds": bundle.thresholds}
+        return row
 
     def status(self) -> dict[str, object]:
         """What `status` says of the model as a whole."""
@@ -219,6 +234,7 @@ class Succession:
 
     def _install(self, pool: Pool, bundle: Bundle) -> None:
         old, self.pool, self.bundle = self.pool, pool, bundle
+        self._bundles = {p: b for p, b in self._bundles.items() if p in self.pools} | {pool: bundle}
         if old is not None:
             self._spawn(self._retire(old))
         self.reload_error = ""

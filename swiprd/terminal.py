@@ -38,6 +38,11 @@ def set_up() -> None:
         if stream is None:
             os.open(os.devnull, os.O_RDWR)
     if isinstance(sys.stdout, io.TextIOWrapper):
+        if isinstance(sys.stdout.buffer, io.RawIOBase):
+            # PYTHONUNBUFFERED: what a write(2) does not take would be dropped without a word.
+            encoding = sys.stdout.encoding
+            buffer = io.BufferedWriter(sys.stdout.detach())
+            sys.stdout = io.TextIOWrapper(buffer, encoding, line_buffering=True)
         sys.stdout.reconfigure(errors="backslashreplace")
 
 

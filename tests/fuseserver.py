@@ -4,7 +4,7 @@
 end of its standard input. Speaks the protocol of <linux/fuse.h> to /dev/fuse by hand. Each file
 holds the bytes of PHOTO and is named after what its server never answers: `open` files, and then
 `read`, `flush`, `stat`, `statfs`, or nothing (`good`). With `direct-` before it, reads bypass the
-page cache.
+page cache. What is written to `unkept` is taken, and only its close says that there is no room.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NAMES = [
     f"{how}{what}"
     for how in ("", "direct-")
     for what in ("good", "read", "flush", "stat", "statfs")
-]
+] + ["unkept"]
 
 
 def possible() -> bool:
@@ -118,10 +118,13 @@ class _Server:
             case 15 if what != "read":  # READ
                 _, offset, size = struct.unpack_from("=2QI", body)
                 self._reply(unique, self._photo[offset : offset + size])
+            case 16:  # WRITE
+                _, _, size = struct.unpack_from("=2QI", body)
+                self._reply(unique, struct.pack("=2I", size, 0))
             case 17 if what != "statfs":  # STATFS
                 self._reply(unique, struct.pack("=5Q10I", *[0] * 5, 4096, 255, 4096, *[0] * 7))
             case 25 if what != "flush":  # FLUSH
-                self._reply(unique)
+                self._reply(unique, error=errno.EDQUOT if what == "unkept" else 0)
             case 18:  # RELEASE
                 self._reply(unique)
             case 3 | 15 | 17 | 25:

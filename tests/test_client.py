@@ -18,7 +18,6 @@ import pytest
 from peer import Asked, Connection, Peer
 
 from swiprctl import Client, Prediction, SwiprError, jobs
-from swiprctl.client import Window
 from swiprctl.errors import (
     BadImage,
     BadRequest,
@@ -31,6 +30,7 @@ from swiprctl.errors import (
     TooLarge,
     UsageError,
 )
+from swiprctl.jobs import Window
 from swiprctl.names import Names
 from swiprctl.protocol import Reply
 
@@ -488,6 +488,47 @@ def test_overload_beyond_the_deadline_is_told(path: Path) -> None:
     assert time.monotonic() - began < 0.5
 
 
+@pytest.mark.parametrize("retry_after", [29.2, None])
+def test_overload_that_outlasts_the_deadline_is_no_reason_to_give_up_before_it(
+    path: Path, retry_after: float | None
+) -> None:
+    """An estimate may be wrong: one slow picture made it, and the daemon is idle by now."""
+
+    def script(connection: Connection) -> None:
+        for attempt in range(3):
+            asked = connection.asked()
+            assert asked.image is not None
+            if attempt < 2:
+                connection.refuse(asked.id, Overloaded("takes about 29.2 s", retry_after))
+            else:
+                connection.answer(asked, float(len(asked.image)))
+
+    with Peer(path, script), Client(str(path), timeout=5) as client:
+        assert client.predict(b"123").probabilities == (3,)
+
+
+def test_without_a_timeout_it_is_tried_again_within_the_daemons_usual_time(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "DEFAULT_TIMEOUT", 1.0)
+    attempts = 0
+
+    def script(connection: Connection) -> None:
+        nonlocal attempts
+        while True:
+            asked = connection.asked()
+            attempts += 1
+            connection.refuse(asked.id, Overloaded("takes about 29.2 s", 29.2))
+
+    with (
+        Peer(path, script),
+        Client(str(path)) as client,
+        pytest.raises(Overloaded, match=r"29\.2 s"),
+    ):
+        client.predict(b"x")
+    assert 2 <= attempts < 10
+
+
 def test_a_daemon_with_too_many_clients_is_asked_again(path: Path) -> None:
     def script(connection: Connection) -> None:
         if connection.number == 0:
@@ -708,7 +749,7 @@ def test_one_may_ask_while_many_are_under_way(path: Path, images: list[str]) -> 
 def test_answers_come_out_while_the_next_name_is_awaited(path: Path, images: list[str]) -> None:
     reading, writing = os.pipe()
     with Peer(path, size), Client(str(path)) as client:
-        names = Names([], f"/dev/fd/{reading}")
+        names = Names(f"/dev/fd/{reading}")
         results = client.predict_many(names)
         for number in (3, 5, 7):
             # The next name is half there, and stays so until this answer is out.

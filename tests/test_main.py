@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -116,6 +117,21 @@ class TestUsage:
             )
         assert ended.returncode == 74
         assert ended.stderr == "swiprd pack: standard output: No space left on device\n"
+
+    @pytest.mark.parametrize("unbuffered", ["1", ""])
+    def test_help_of_which_a_part_gets_through(self, tmp_path: Path, unbuffered: str) -> None:
+        with open(tmp_path / "full", "wb") as full:
+            ended = subprocess.run(
+                [sys.executable, "-P", "-m", "swiprd", "serve", "--help"],
+                env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=30,
+                preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50)),
+            )
+        assert (ended.returncode, ended.stderr.count("\n")) == (74, 1)
+        assert ended.stderr.endswith("standard output: File too large\n")
 
     def test_more_digits_than_python_reads(self) -> None:
         line = complaint(USAGE, "pack", "c.pth", "--resize", "9" * 5000)

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swiprctl.client import Prediction
-from swiprctl.rows import best, distinct, header, json_line, number, pair_row, row
+from swiprctl.rows import Prediction, best, distinct, header, json_line, number, pair_row, row
 
 pytestmark = pytest.mark.timeout(30)
 

@@ -18,7 +18,7 @@ def main() -> None:
     """Ask, in the order given."""
     socket, timeout = sys.argv[1], float(sys.argv[2])
     with Client(socket, timeout=timeout or None) as client:
-        for path, answer in client.predict_many(Names([], "-", b"\n")):
+        for path, answer in client.predict_many(Names("-", b"\n")):
             line: dict[str, object] = {"path": path}
             if isinstance(answer, SwiprError):
                 line |= {"code": answer.code or type(answer).__name__, "message": str(answer)}

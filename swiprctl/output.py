@@ -1,0 +1,108 @@
+"""Standard output and standard error: every byte gets there, or it is said that it does not.
+
+Written with write(2), over and over until all is taken: Python's buffers are not there under
+PYTHONUNBUFFERED, and what is there then takes a part of the bytes and calls that a success.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+EX_IOERR = 74
+INTERRUPTED = 128 + 2  # SIGINT
+_PIPE_BROKEN = 128 + 13  # SIGPIPE
+
+_STDOUT, _STDERR = 1, 2
+
+
+class OutputFailed(Exception):
+    """Standard output takes nothing more; `status` is what to exit with."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+
+
+def write(data: bytes) -> None:
+    """Put data on standard output at once.
+
+    Raises:
+        OutputFailed: it takes nothing more. A part of the data may be there.
+    """
+    try:
+        if sys.stdout is None:
+            raise OSError("it is closed")
+        _put(_STDOUT, data)
+    except BrokenPipeError as error:
+        raise OutputFailed(_PIPE_BROKEN) from error  # `| head` is no mistake
+    except OSError as error:
+        say(f"standard output: {error.strerror or error}")
+        raise OutputFailed(EX_IOERR) from error
+
+
+def say(text: str) -> None:
+    """Put one line on standard error. Paths keep their bytes, except where they would break the
+    line or, on a terminal, do things to it."""
+    if sys.stderr is None:
+        return
+    terminal = on_terminal()
+    shown = "".join(
+        f"\\x{ord(c) & 0xFF:02x}" if c in "\r\n" or (terminal and _unsafe(c)) else c for c in text
+    )
+    line = f"swiprctl: {shown}\n"
+    try:
+        data = os.fsencode(line)
+    except UnicodeEncodeError:  # the locale has not all characters; the path has its bytes
+        data = line.encode("utf-8", "surrogateescape")
+    try:
+        _put(_STDERR, data)
+    except OSError:
+        pass  # nobody is there to be told
+
+
+def on_terminal() -> bool:
+    """Whether somebody reads standard error as it is written."""
+    return sys.stderr is not None and os.isatty(_STDERR)
+
+
+def leave(status: int) -> NoReturn:
+    """End this process, by the signal where that is what ended its work.
+
+    A shell ends its loop only where it sees that Ctrl-C ended the command in it. The interpreter
+    is not torn down, which takes 1 to 2 ms, for nothing: the kernel closes what is open.
+    """
+    if sys.stdout is not None and status not in (EX_IOERR, INTERRUPTED, _PIPE_BROKEN):
+        try:
+            os.close(_STDOUT)  # where a quota or a server was full, some file systems say so now
+        except OSError as error:
+            say(f"standard output: {error.strerror}")
+            status = EX_IOERR
+    if status in (INTERRUPTED, _PIPE_BROKEN):
+        import _signal  # type: ignore[import-not-found]  # `signal` builds enums: 1 ms
+
+        _signal.signal(status - 128, _signal.SIG_DFL)
+        os.kill(os.getpid(), status - 128)
+    os._exit(status)
+
+
+def _put(descriptor: int, data: bytes) -> None:
+    """Write all of it, however little is taken at a time."""
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(descriptor, rest) :]
+        except BlockingIOError:
+            # O_NONBLOCK is the pipe's, and with that everybody's who shares it.
+            poll = select.poll()
+            poll.register(descriptor, select.POLLOUT)
+            poll.poll()
+
+
+def _unsafe(character: str) -> bool:
+    code = ord(character)
+    return code < 0x20 or 0x7F <= code < 0xA0 or 0xDC80 <= code <= 0xDCFF
