@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from swiprctl.version import __version__
-from swiprd import ownsocket, terminal
+from swiprd import ownsocket, terminal, trusting
 from swiprd.config import ConfigError, Settings, add_options, load_settings
 from swiprd.daemon import Daemon
 from swiprd.forkserver import ENVIRONMENT
@@ -64,6 +64,8 @@ def _run_once(options: argparse.Namespace) -> int:
         from swiprd.check import check  # not above: a daemon's front must not import torch
 
         return check(options.folder, options.images, options.device)
+    if options.command == "trust":
+        return trusting.run(options.folder)
     from swiprd.pack.command import run
 
     return run(options)
@@ -104,6 +106,13 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     pack_options.add_options(pack)
+    trust = commands.add_parser(
+        "trust",
+        help="let the program in a model's folder run as you",
+        description="Show the program in a model's folder, and note that it may run with your"
+        " rights: these bytes and no others.",
+    )
+    trust.add_argument("folder", type=Path, metavar="FOLDER")
     return parser
 
 

@@ -12,19 +12,20 @@ import math
 import os
 import platform
 from dataclasses import dataclass, replace
+from typing import BinaryIO
 
 import numpy as np
 import PIL
 import torch
 
-from swiprd import architectures
+from swiprd import architectures, consent
 from swiprd.bundle import Bundle
 from swiprd.identity import identify
 from swiprd.matching import TensorMismatch, match_by_name, match_by_order
 from swiprd.mending import import_torchvision
-from swiprd.ownership import require_trusted
 from swiprd.programs import load_exported, load_torchscript
 from swiprd.tables import BundleError
+from swiprd.trust import Code
 from swiprd.weights import SAFETENSORS, load_state
 
 
@@ -47,19 +48,25 @@ class LoadedModel:
     device: str = "cpu"
 
 
-def load_model(bundle: Bundle) -> LoadedModel:
+def load_model(bundle: Bundle, trusted: Code | None = None) -> LoadedModel:
     """Build the architecture without memory of its own and put the mapped weights into it.
 
     A program is loaded as it is; of what it answers, nothing is known before it answers.
 
+    Args:
+        trusted: the program that may run, in place of those in the user's record.
+
     Raises:
         BundleError: an unknown architecture, or weights that are not a state_dict of it, with the
-            first tensor at fault; or a program that others than root and we could have written.
+            first tensor at fault; or a program that may not run here.
     """
     if bundle.carries_code:
-        bundle = require_trusted(bundle)  # from here on without links that somebody could turn
-    labels = _labels(bundle)
-    module = _load_program(bundle) if bundle.carries_code else _build(bundle, len(labels))
+        with consent.opened(bundle, trusted) as (bundle, program):
+            module: torch.nn.Module = _load_program(bundle, program)
+        labels = _labels(bundle)
+    else:
+        labels = _labels(bundle)
+        module = _build(bundle, len(labels))
     return LoadedModel(
         bundle=bundle,
         module=module,
@@ -132,10 +139,10 @@ def _labels(bundle: Bundle) -> tuple[str, ...]:
     return tuple(weights.meta["categories"])
 
 
-def _load_program(bundle: Bundle) -> torch.nn.Module:
+def _load_program(bundle: Bundle, opened: BinaryIO) -> torch.nn.Module:
     if bundle.architecture == "torchscript":
-        return load_torchscript(bundle.weights)
-    return load_exported(bundle.weights, bundle.preprocess.crop, bundle.file)
+        return load_torchscript(bundle.weights, opened)
+    return load_exported(bundle.weights, opened, bundle.preprocess.crop, bundle.file)
 
 
 def _build(bundle: Bundle, classes: int) -> torch.nn.Module:

@@ -1,5 +1,5 @@
-"""Who could have put code into a model's folder: only root and ourselves may have. Standard
-library only; asked before a file that carries code is opened."""
+"""Who could have put code into one of the system's folders: only root and ourselves may have.
+Standard library only; asked before a file that carries code is opened (consent.py)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from swiprd.tables import BundleError
 _MAX_LINKS = 40  # as the kernel: path_resolution(7)
 
 
-def require_trusted(bundle: Bundle) -> Bundle:
+def require_closed(bundle: Bundle) -> Bundle:
     """Refuse a model that carries code, unless root or this process's own user put it there.
 
     The program, model.toml, the folder, every folder above them and every link on the way must be

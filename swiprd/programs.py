@@ -1,7 +1,7 @@
 """Traced and exported programs → modules. They bring their own code, which runs here.
 
-Whoever calls this has seen to it that nobody but root and ourselves can have written the file
-(ownership.py): torch.export.load unpickles, and either kind of program is code to be run. Loading
+Whoever calls this has seen to it that what is opened may run, and that nobody can change it any
+more (consent.py): torch.export.load unpickles, and either kind is code to be run. Loading
 starts no thread and runs no forward pass, so a forkserver may do it. The weights are not mapped
 but read; workers share them as they share all of the forkserver's memory.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -73,8 +73,11 @@ class Program(torch.nn.Module):
         return outputs.float()
 
 
-def load_torchscript(file: Path) -> Program:
+def load_torchscript(file: Path, opened: BinaryIO) -> Program:
     """Load what torch.jit.save wrote.
+
+    Args:
+        file: what it is called in errors.
 
     Raises:
         BundleError: it is not that.
@@ -83,14 +86,18 @@ def load_torchscript(file: Path) -> Program:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # TorchScript is deprecated, not these programs
-            program = jit.load(str(file), map_location="cpu")
+            # By its name torch reads it piece by piece; of an object it makes a copy first.
+            program = jit.load(f"/proc/self/fd/{opened.fileno()}", map_location="cpu")
     except Exception as error:  # a damaged file can make torch raise nearly anything
         raise _unreadable(file, "a program written by torch.jit.save", error) from error
     return Program(program.eval())
 
 
-def load_exported(file: Path, crop: int, model_file: Path) -> Program:
+def load_exported(file: Path, opened: BinaryIO, crop: int, model_file: Path) -> Program:
     """Load what torch.export.save wrote.
+
+    Args:
+        file: what it is called in errors.
 
     Raises:
         BundleError: it is not that, or takes no pictures of `crop` pixels.
@@ -98,8 +105,7 @@ def load_exported(file: Path, crop: int, model_file: Path) -> Program:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with file.open("rb") as opened:  # not by its name: torch minds how that ends
-                exported = torch.export.load(opened)
+            exported = torch.export.load(opened)  # not by a name: torch minds how that ends
             run = exported.module()
     except Exception as error:
         raise _unreadable(file, "a program written by torch.export.save", error) from error

@@ -24,6 +24,14 @@ def _no_signal_ignored() -> None:
 _no_signal_ignored()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_record_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Programs that the tests pack are not to be trusted by whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+        yield
+
+
 def _open_descriptors() -> dict[str, str]:
     found = {}
     for name in os.listdir("/proc/self/fd"):

@@ -39,7 +39,7 @@ MAY_BE_HEAVY = {
 }
 HEAVY_IN_FUNCTIONS = {"swiprd.forkserver"}
 
-COMMANDS = {"swiprd.check", "swiprd.pack.command"}
+COMMANDS = {"swiprd.check", "swiprd.pack.command", "swiprd.trusting"}
 """What `swiprd` runs in a process of its own, never beside a daemon's front."""
 
 SHARED = {"swiprctl.errors", "swiprctl.protocol", "swiprctl.version"}

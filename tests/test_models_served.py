@@ -18,6 +18,7 @@ from imagefiles import picture
 from test_fastai import FEATURES, lively, old_body, old_head
 from torch import nn
 
+from swiprd import trusting
 from swiprd.mending import import_torchvision
 
 pytestmark = [
@@ -156,6 +157,7 @@ def test_a_program_with_ten_crops_and_thresholds(
         'crop = 64\ncrops = "ten"\n',
         names,
     )
+    assert trusting.run(folder) == 0
     daemon = start_daemon(model=folder).wait_ready()
     row = [float(number) for number in swiprctl(daemon, "predict", tmp_path / "x.png").split(",")]
     assert row == pytest.approx(expected, abs=TOLERANCE)

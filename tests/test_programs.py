@@ -1,4 +1,4 @@
-"""programs.py and ownership.py: programs answer as their modules do, from folders that are safe."""
+"""programs.py and ownership.py: programs answer as their modules do, from root's folders."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
 from torch import nn
 
-from swiprd import model
+from swiprd import consent, model, trusting
 from swiprd.bundle import load_bundle
 from swiprd.model import load_model, probabilities
 from swiprd.programs import load_torchscript
@@ -68,6 +68,12 @@ class Aided(Net):
 
     def forward(self, x: torch.Tensor) -> Any:
         return super().forward(x), x.mean()
+
+
+@pytest.fixture(autouse=True)
+def _of_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies here counts as lying below /etc/swipr: there ownership decides, not a record."""
+    monkeypatch.setattr(consent, "ROOTS", (tmp_path,))
 
 
 @pytest.fixture
@@ -325,15 +331,15 @@ def test_what_was_looked_at_is_what_is_loaded(
     link.symlink_to(folder)
     opened = []
 
-    def turn_and_load(file: Path, *given: Any) -> Any:
+    def turn_and_load(file: Path, program: BinaryIO) -> Any:
         link.unlink()
         link.symlink_to(evil)
-        opened.append(file)
-        return load_torchscript(file, *given)
+        opened.append(os.readlink(f"/proc/self/fd/{program.fileno()}"))
+        return load_torchscript(file, program)
 
     monkeypatch.setattr(model, "load_torchscript", turn_and_load)
     loaded = load_model(bundle)
-    assert opened == [folder / "program"]
+    assert opened == [str(folder / "program")]
     assert (loaded.bundle.folder, loaded.bundle.weights) == (folder, folder / "program")
 
 
@@ -387,7 +393,7 @@ def test_loading_leaves_a_process_that_can_fork(folder: Path, kind: str) -> None
         traced(folder, Net().eval())
     else:
         exported(folder, Net().eval(), 2, fixed=False)
-    describe(folder, kind)
+    assert trusting.run(describe(folder, kind)) == 0
     done = subprocess.run(
         [sys.executable, "-c", LOAD, str(folder)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},

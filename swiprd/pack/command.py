@@ -8,51 +8,56 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
-from swiprd import terminal
-from swiprd.bundle import PROGRAMS, Preprocess
+from swiprd import consent, terminal, trust
+from swiprd.bundle import PROGRAMS
 from swiprd.config import MODELS
-from swiprd.pack import folder, formats, labels, plan, recipes
-from swiprd.pack.errors import CannotWrite, Interrupted, NotProven, PackError, Unclear
+from swiprd.pack import folder, formats, labels, plan, recipes, telling
+from swiprd.pack.errors import CannotOpen, CannotWrite, Interrupted, NotProven, PackError, Unclear
 from swiprd.pack.folder import LABELS, Line
 from swiprd.pack.formats import Format
-from swiprd.pack.labels import Labels, Named
+from swiprd.pack.labels import Named
 from swiprd.pack.naming import Tensors
 from swiprd.pack.plan import Plan
 from swiprd.pack.proof import Answer, prove, try_program
+from swiprd.tables import BundleError
 from swiprd.terminal import OutputFailed
+from swiprd.trust import Code, NoRecord
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _WEIGHTS = "weights.pth"
 _PROGRAMS = {"torchscript": "program.pt", "export": "program.pt2"}
-_WHO = "swiprd pack"
 _OUTPUT = "--output: which folder is to be made? -o FOLDER"
 
 
 def run(options: argparse.Namespace) -> int:
     """Pack; return the exit status."""
     try:
-        answer = _pack(options)
+        answer, code = _pack(options)
     except PackError as error:
-        terminal.complain(_WHO, str(error))
+        terminal.complain(telling.WHO, str(error))
         return error.exit_status
     except Interrupted as error:
-        terminal.complain(_WHO, "interrupted; nothing was made")
+        terminal.complain(telling.WHO, "interrupted; nothing was made")
         return error.exit_status
     except OutputFailed as error:
-        terminal.complain(_WHO, f"{error}; nothing was made")
+        terminal.complain(telling.WHO, f"{error}; nothing was made")
         return error.status
     try:
+        if code is not None:
+            _record(options.output, code)
         _next(options, answer)
     except OutputFailed as error:
-        terminal.complain(_WHO, f"{error}; {options.output} is made all the same")
+        terminal.complain(telling.WHO, f"{error}; {options.output} is made all the same")
         return error.status
     return 0
 
 
-def _pack(options: argparse.Namespace) -> Answer:
+def _pack(options: argparse.Namespace) -> tuple[Answer, Code | None]:
+    """Make the folder; return how it answers, and the program in it that is to be trusted."""
     file: Path = options.checkpoint
     form = formats.recognise(file)
     plan.check_form(form, options.architecture)
@@ -60,10 +65,15 @@ def _pack(options: argparse.Namespace) -> Answer:
         # Before the checkpoint is read, which may take a while.
         folder.check_place(options.output, replace=options.force)
         _name(options)
-    digest = _digest(file)
     if form in PROGRAMS:
-        return _pack_program(file, form, digest, options)
-    return _pack_weights(file, form, digest, options)
+        plan.trust(file, form, options)
+        try:
+            opened, code = consent.copy(file, form)  # what is tried is what is packed and trusted
+        except BundleError as error:
+            raise CannotOpen(f"{file}: {error.found}") from None
+        with opened:
+            return _pack_program(file, opened, code, form, options), code
+    return _pack_weights(file, form, _digest(file), options), None
 
 
 def _pack_weights(file: Path, form: Format, digest: str, options: argparse.Namespace) -> Answer:
@@ -79,25 +89,26 @@ def _pack_weights(file: Path, form: Format, digest: str, options: argparse.Names
         *([Line(key="match", value=fit.match)] if fit.match != "name" else []),
         Line(key="activation", value=made.activation, why=made.why["activation"]),
     ]
-    with folder.making(options.output, replace=options.force, note=_warn) as place:
+    with folder.making(options.output, replace=options.force, note=telling.warn) as place:
         _save(fit.tensors, place / _WEIGHTS, options.output)
         origin = f"{file.name}: {made.why['checkpoint']}, SHA-256 {digest}"
         _describe(place, options, lines, made.named, made.recipe, origin)
         return _prove(place, options, fit.tensors)
 
 
-def _pack_program(file: Path, form: Format, digest: str, options: argparse.Namespace) -> Answer:
-    plan.trust(file, form, options)
+def _pack_program(
+    file: Path, opened: BinaryIO, code: Code, form: Format, options: argparse.Namespace
+) -> Answer:
     told = plan.told_activation(options)
     given = labels.given(options.labels, options.labels_file)
     recipe = plan.override(recipes.plain("torchvision evaluates most models; assumed"), options)
-    _say("checkpoint", f"{file}: {plan.FORMATS[form]}")
-    _say("note", _CODE)
-    outputs, *found = try_program(file, form, recipe.preprocess)
+    telling.say("checkpoint", f"{file}: {plan.FORMATS[form]}")
+    telling.say("note", _CODE)
+    outputs, *found = try_program(file, opened, form, recipe.preprocess)
     activation, why = told or found
-    _say("outputs", str(outputs))
-    _say("activation", f"{activation} ({why})")
-    _say("preprocess", f"{_summary(recipe.preprocess)} (as {recipe.source})")
+    telling.say("outputs", str(outputs))
+    telling.say("activation", f"{activation} ({why})")
+    telling.say("preprocess", f"{telling.summary(recipe.preprocess)} (as {recipe.source})")
     missing = [] if options.output else [_OUTPUT]
     try:
         named = labels.check(given, outputs)
@@ -109,17 +120,34 @@ def _pack_program(file: Path, form: Format, digest: str, options: argparse.Names
         Line(key="architecture", value=form, why="a program: it carries code"),
         Line(key="activation", value=activation, why=why),
     ]
-    with folder.making(options.output, replace=options.force, note=_warn) as place:
-        shutil.copyfile(file, place / _PROGRAMS[form])
-        origin = f"{file.name}, SHA-256 {digest}"
+    with folder.making(options.output, replace=options.force, note=telling.warn) as place:
+        opened.seek(0)
+        with (place / _PROGRAMS[form]).open("wb") as target:
+            shutil.copyfileobj(opened, target)
+        origin = f"{file.name}, SHA-256 {code.sha256}"
         _describe(place, options, lines, named, recipe, origin, weights=_PROGRAMS[form])
-        return _prove(place, options)
+        return _prove(place, options, trusted=code)
+
+
+def _record(output: Path, code: Code) -> None:
+    """Note that the user trusts the program; say so, or that it could not be done."""
+    program = output.absolute() / _PROGRAMS[code.kind]
+    try:
+        record = trust.record(code, program)
+    except NoRecord as error:
+        telling.warn(
+            f"that you trust the program cannot be recorded: {error}. Until 'swiprd trust"
+            f" {shlex.quote(str(output))}' can, it runs only below {consent.roots()},"
+            " where root has put it"
+        )
+    else:
+        telling.say("trusted", f"SHA-256 {code.sha256}, from now on: see {record}")
 
 
 _CODE = (
-    "IT CARRIES CODE, which whoever made the file has written. It runs here now, with your rights,"
-    " and then in the daemon, which takes it only from a folder that root or the daemon's own user"
-    " owns and nobody else can write to; this one gets the modes 0755 and 0644"
+    "IT CARRIES CODE, which whoever made the file has written. It runs here now, and from now on"
+    " wherever you ask for it, with your rights. The system's daemon runs it only from a folder"
+    f" below {consent.roots()} that nobody but root and the daemon's user can write to"
 )
 
 
@@ -176,10 +204,15 @@ def _not_numbers(tensors: Tensors) -> str:
     )
 
 
-def _prove(place: Path, options: argparse.Namespace, tensors: Tensors | None = None) -> Answer:
+def _prove(
+    place: Path,
+    options: argparse.Namespace,
+    tensors: Tensors | None = None,
+    trusted: Code | None = None,
+) -> Answer:
     folder.close(place)
     try:
-        return prove(place)
+        return prove(place, trusted)
     except NotProven as error:
         # It lies elsewhere until it is proven.
         said = str(error).replace(str(place), str(options.output))
@@ -192,15 +225,17 @@ def _tell(made: Plan) -> None:
     """Say what was inferred, and from what."""
     fit = made.fit
     head = " with fastai's head" if fit.head == "fastai" else ""
-    _say("checkpoint", made.why["checkpoint"])
-    _say("architecture", f"{fit.architecture}{head} (by {made.why['architecture']})")
-    _say("outputs", str(fit.classes))
+    telling.say("checkpoint", made.why["checkpoint"])
+    telling.say("architecture", f"{fit.architecture}{head} (by {made.why['architecture']})")
+    telling.say("outputs", str(fit.classes))
     if made.named is not None:
-        _say("labels", f"{_list(made.named.labels)} (from {made.named.source})")
-    _say("activation", f"{made.activation} ({made.why['activation']})")
-    _say("preprocess", f"{_summary(made.recipe.preprocess)} (as {made.recipe.source})")
+        telling.say("labels", f"{telling.names(made.named.labels)} (from {made.named.source})")
+    telling.say("activation", f"{made.activation} ({made.why['activation']})")
+    telling.say(
+        "preprocess", f"{telling.summary(made.recipe.preprocess)} (as {made.recipe.source})"
+    )
     for note in made.notes:
-        _say("note", note)
+        telling.say("note", note)
 
 
 def _next(options: argparse.Namespace, answer: Answer) -> None:
@@ -208,13 +243,13 @@ def _next(options: argparse.Namespace, answer: Answer) -> None:
     path, name = shlex.quote(str(options.output)), answer.model_id.partition("@")[0]
     own = path if "/" in path else f"./{path}"  # without a slash it is the name of a system's model
     best = max(range(len(answer.row)), key=answer.row.__getitem__)
-    _say("made", f"{options.output}: {answer.model_id}")
-    _say(
+    telling.say("made", f"{options.output}: {answer.model_id}")
+    telling.say(
         "proven",
         f"a test picture gets {answer.labels[best]} {answer.row[best]:.6g} in"
         f" {1000 * answer.seconds:.0f} ms",
     )
-    _print(
+    telling.put(
         f"""
 Try it:
   swiprd check {path} photo.jpg
@@ -225,48 +260,6 @@ Or as a service for everybody on this host:
   sudo systemctl enable --now swiprd@{name}.socket
   swiprctl --model {name} predict photo.jpg"""
     )
-
-
-def _warn(text: str) -> None:
-    terminal.complain(_WHO, text)
-
-
-def _say(what: str, text: str) -> None:
-    _print(f"{what:12} {terminal.clean(text)}")
-
-
-def _print(text: str) -> None:
-    """Print, as long as somebody reads: `| head` is no reason to make no folder.
-
-    Raises:
-        OutputFailed: for any other reason than that.
-    """
-    try:
-        terminal.put(text)
-    except OutputFailed as error:
-        if not error.unread:
-            raise
-
-
-def _summary(preprocess: Preprocess) -> str:
-    edge = {"long": " (long edge)", "both": " (both edges)"}.get(preprocess.edge, "")
-    size = f"resize {preprocess.resize}{edge}" if preprocess.resize else "no resize"
-    if preprocess.edge == "square":
-        size = f"square of the short edge, {size}"
-    crops = "" if preprocess.crops == "center" else f" ({preprocess.crops})"
-    turned = ", upright by EXIF" if preprocess.exif == "apply" else ""
-    mean, std = (",".join(f"{one:g}" for one in v) for v in (preprocess.mean, preprocess.std))
-    return (
-        f"{size}, crop {preprocess.crop}{crops}, {preprocess.interpolation}{turned},"
-        f" mean {mean}, std {std}"
-    )
-
-
-def _list(labels: Labels) -> str:
-    if labels == "imagenet":
-        return "imagenet"
-    shown = ", ".join(labels[:6])
-    return f"{shown}, … {len(labels)} in all" if len(labels) > 6 else shown
 
 
 def _name(options: argparse.Namespace) -> str:

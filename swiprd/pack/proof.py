@@ -7,6 +7,7 @@ import io
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from swiprd.pack.errors import NotProven, NotWeights
 from swiprd.pack.formats import Format
 from swiprd.programs import load_exported, load_torchscript
 from swiprd.tables import BundleError
+from swiprd.trust import Code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +33,17 @@ class Answer:
     model_id: str
 
 
-def prove(folder: Path) -> Answer:
+def prove(folder: Path, trusted: Code | None = None) -> Answer:
     """Load a folder and answer a picture.
+
+    Args:
+        trusted: the program in it, where it is one.
 
     Raises:
         NotProven: it does not load, or its answers are no numbers.
     """
     try:
-        loaded = load_model(load_bundle(folder))
+        loaded = load_model(load_bundle(folder), trusted)
         begin = time.perf_counter()
         crops = images.decode(_picture(), loaded.bundle.preprocess)
         row = probabilities(loaded, crops.unsqueeze(0))[0]
@@ -62,7 +67,9 @@ def prove(folder: Path) -> Answer:
     )
 
 
-def try_program(file: Path, form: Format, preprocess: Preprocess) -> tuple[int, Activation, str]:
+def try_program(
+    file: Path, opened: BinaryIO, form: Format, preprocess: Preprocess
+) -> tuple[int, Activation, str]:
     """Run a program, which runs its code; return its outputs' count, their activation, and why.
 
     Raises:
@@ -70,9 +77,9 @@ def try_program(file: Path, form: Format, preprocess: Preprocess) -> tuple[int, 
     """
     try:
         if form == "torchscript":
-            program = load_torchscript(file)
+            program = load_torchscript(file, opened)
         else:
-            program = load_exported(file, preprocess.crop, Path("--crop"))
+            program = load_exported(file, opened, preprocess.crop, Path("--crop"))
         crops = torch.cat([images.decode(_picture(seed), preprocess) for seed in range(3)])
         with torch.inference_mode():
             outputs = program(crops)
