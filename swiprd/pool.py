@@ -36,8 +36,11 @@ class Owner(Protocol):
     def peek(self) -> Job | None:
         """What `take()` would give."""
 
-    def answered(self, job: Job, fields: dict[str, object], share: float) -> None:
-        """A row; `share` is the seconds of the whole pool's time that it took."""
+    def answered(
+        self, job: Job, fields: dict[str, object], share: float, alone: float | None
+    ) -> None:
+        """A row; `share` is the seconds of the whole pool's time that it took, `alone` those that
+        it had a worker for itself, if it had."""
 
     def failed(self, job: Job, error: SwiprError) -> None:
         """A named error."""
@@ -134,9 +137,12 @@ class Pool:
         shape = self.staff.shape
         seconds = self._loop.time() - job.started
         self._usual.learn(seconds)
-        share = seconds / (shape.workers * shape.batch)
+        # Once it was overdue another worker stood in for its own: then it kept nobody waiting.
+        held = job.overdue - job.started if job.overdue else seconds
         fields = {**reply.fields, "model": self.staff.described["model"]}
-        self._owner.answered(job, fields, share)
+        self._owner.answered(
+            job, fields, held / (shape.workers * shape.batch), seconds if job.threads else None
+        )
 
     def left(self, jobs: list[Job], how: str, own_fault: bool) -> None:
         """See `supervisor.Employer`. Of a batch nobody is blamed: each is tried again alone."""
@@ -175,7 +181,7 @@ class Pool:
         elif len(left) > 1:
             self.staff.discard(worker, "its batch takes long: each image is tried alone")
         else:
-            left[0].overdue = worker.stuck = True
+            left[0].overdue, worker.stuck = self._loop.time(), True
             if left[0].blame is not None:
                 left[0].blame()  # before another worker takes what else that uid passed
         self.staff.fill()

@@ -162,17 +162,22 @@ class Service:
     def peek(self) -> Job | None:
         """See `pool.Owner`. What has been found out about an image while it waited ends it here."""
         while (job := self._admission.peek()) is not None:
-            known = recall(self._poison, job.image, self._loop.time(), job.deadline)
+            now = self._loop.time()
+            known = recall(self._poison, job.image, now, job.deadline)
+            if known is None and self._admission.too_late(job, now):
+                known = DeadlineExceeded(f"no worker was free within {now - job.arrived:.1f} s")
             if known is None:
                 break
             self._admission.withdraw(job)
             self._end(job, known)
         return job
 
-    def answered(self, job: Job, fields: dict[str, object], share: float) -> None:
+    def answered(
+        self, job: Job, fields: dict[str, object], share: float, alone: float | None
+    ) -> None:
         """See `pool.Owner`."""
         self.last_answer = self._loop.time()
-        self._admission.served(share)
+        self._admission.served(job, share, alone)
         self._finish_running(
             job,
             {
@@ -207,6 +212,7 @@ class Service:
     def installed(self, pool: Pool) -> None:
         """See `succession.Court`."""
         now = self.last_answer = self.last_active = self._loop.time()
+        self._admission.new_model()
         for job in self._jobs:
             if job.timeout is None and job.deadline == float("inf"):
                 job.deadline = now + self._settings.timeout
@@ -262,8 +268,9 @@ class Service:
         if job.blame is not None:
             job.blame()  # first, lest what else that uid passed hangs another worker
         error = DeadlineExceeded(f"not done within {waited:.1f} s; its worker was killed")
+        now = self._loop.time()
+        self._admission.killed(job, now)
         if job.overdue and not job.ended:
-            now = self._loop.time()
             remember(self._poison, job.image, error, now, ran=now - job.started)
         self._finish_running(job, error)
         for pool in list(self.model.pools):

@@ -12,7 +12,7 @@ from conftest import StartDaemon
 from daemonprocess import DaemonProcess
 from venom import Venom, environment
 
-from swiprctl.errors import DeadlineExceeded, TooLarge, WorkerCrashed
+from swiprctl.errors import DeadlineExceeded, Overloaded, TooLarge, WorkerCrashed
 from swiprd.memfd import sealed_memfd
 from swiprd.overdue import Usual
 from swiprd.poison import Identity, Poison
@@ -249,3 +249,42 @@ class TestDaemon:
                 assert isinstance(peer.ask(image=photos[0] + Venom.EAT.value).error, TooLarge)
                 assert peer.ask(image=photos[0]).error is None
         assert daemon.status()["kills"]["total"] == 0
+
+
+class TestEstimate:
+    def test_one_slow_picture_makes_an_idle_daemon_refuse_nobody(
+        self, start_poisoned: StartDaemon, tmp_path: Path, photos: list[bytes]
+    ) -> None:
+        daemon = start_poisoned()
+        with daemon.connect() as one, daemon.connect() as other:
+            with open(poisoned(tmp_path, Venom.SLOW, photos[0]), "rb") as file:
+                assert one.ask(descriptor=file.fileno(), timeout=9.0).error is None
+            for number in range(20):
+                other.send(number, image=photos[number % 8], timeout=8.0)
+            assert [other.receive().error for _ in range(20)] == [None] * 20
+        assert daemon.status()["requests"]["refused"] == 0
+
+    def test_requests_of_a_millisecond_kill_no_workers_in_a_row(
+        self, start_poisoned: StartDaemon, photos: list[bytes]
+    ) -> None:
+        daemon = start_poisoned()
+        with daemon.connect() as peer:
+            assert peer.ask(image=photos[0]).error is None
+            errors = [peer.ask(image=photos[n % 8], timeout=0.001).error for n in range(30)]
+            assert {type(error) for error in errors} == {DeadlineExceeded}
+            assert daemon.status()["kills"]["total"] == 0
+            assert peer.ask(image=photos[1], timeout=5.0).error is None
+
+    def test_nor_do_those_that_are_hardly_longer(
+        self, start_poisoned: StartDaemon, photos: list[bytes]
+    ) -> None:
+        daemon = start_poisoned()
+        with daemon.connect() as peer:
+            errors = [
+                peer.ask(image=photos[0] + bytes([n]) + Venom.SPIN.value, timeout=0.1).error
+                for n in range(20)
+            ]
+        assert not [error for error in errors if error is None]
+        kills = daemon.status()["kills"]["total"]
+        assert kills < 10, kills
+        assert isinstance(errors[-1], Overloaded)
