@@ -15,6 +15,7 @@ from swiprctl.protocol import Reply
 from swiprd.admission import Job
 from swiprd.canary import Canary
 from swiprd.children import Worker
+from swiprd.deaths import Death, Fault
 from swiprd.overdue import Usual
 from swiprd.processes import is_stopped
 from swiprd.supervisor import Shape, Supervisor
@@ -144,22 +145,26 @@ class Pool:
             job, fields, held / (shape.workers * shape.batch), seconds if job.threads else None
         )
 
-    def left(self, jobs: list[Job], how: str, own_fault: bool) -> None:
+    def left(self, jobs: list[Job], death: Death) -> None:
         """See `supervisor.Employer`. Of a batch nobody is blamed: each is tried again alone."""
         for job in reversed(jobs):  # each goes back to the head of the queue: the first one last
             self._forget(job)
-            if len(jobs) == 1 and own_fault:
+            if job.threads and death.fault is not Fault.NOBODY:
                 job.crashes += 1
-            elif len(jobs) == 1:
+            elif job.threads:
                 job.kills += 1
-            if job.crashes >= MAX_CRASHES or job.kills >= MAX_KILLS:
-                died = job.crashes + job.kills
-                error = WorkerCrashed(f"{died} workers died with this image, the last of {how}")
-                self._owner.failed(job, error)
-            else:
+            if job.crashes < MAX_CRASHES and job.kills < MAX_KILLS:
                 job.alone = True
-                job.started = 0.0
+                job.started = job.overdue = 0.0
                 self._owner.again(job)
+            elif death.fault is Fault.WEIGHTS:
+                self._owner.failed(job, LoadingFailed(f"the model's workers die of {death.how}"))
+            else:
+                died = job.crashes + job.kills
+                error = WorkerCrashed(
+                    f"{died} workers died with this image, the last of {death.how}"
+                )
+                self._owner.failed(job, error)
 
     def someone_idle(self) -> None:
         """See `supervisor.Employer`."""
