@@ -191,7 +191,7 @@ class Admission:
             raise Overloaded(
                 f"{ahead} requests go first, which takes about {wait:.1f} s:"
                 " more than this one has",
-                self._retry_after(),
+                self.retry_after,
             )
         if self.too_late(job, now):
             self.refused += 1
@@ -220,7 +220,7 @@ class Admission:
         greedy = max(self._waiting, key=lambda u: self._held[u], default=uid)
         if held >= share or greedy == uid or self._held.get(greedy, 0) <= held + 1:
             self.refused += 1
-            raise Overloaded(f"the queue of {self.limit} is full", self._retry_after())
+            raise Overloaded(f"the queue of {self.limit} is full", self.retry_after)
         victim = self._waiting[greedy][-1]
         self.withdraw(victim)
         self.refused += 1
@@ -228,9 +228,11 @@ class Admission:
 
     def evicted(self) -> Overloaded:
         """What the job that made room is told."""
-        return Overloaded("made room in a full queue for another user", self._retry_after())
+        return Overloaded("made room in a full queue for another user", self.retry_after)
 
-    def _retry_after(self) -> float:
+    @property
+    def retry_after(self) -> float:
+        """Seconds after which it may be worth to come again."""
         return round(max(_SOONEST_RETRY, self._total * self._between.seconds / 2), 3)
 
     def _dequeue(self, job: Job) -> None:

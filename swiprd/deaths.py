@@ -13,6 +13,7 @@ class Fault(Enum):
 
     NOBODY = "somebody killed it: we, an operator, the OOM killer"
     IMAGE = "it died by itself"
+    DECODER = "an image kept the processor for longer than a decoder may; see worker.py"
     WEIGHTS = "what it had mapped is not there any more"
 
 
@@ -39,4 +40,6 @@ def death_of(status: int | None) -> Death:
         # No image is ever mapped; weights are.
         name += " (were the weights overwritten where they lie? Rename a new file over them)"
         return Death(name, Fault.WEIGHTS)
+    if number == signal.SIGPROF:
+        return Death(name, Fault.DECODER)
     return Death(name, Fault.NOBODY if number == signal.SIGKILL else Fault.IMAGE)

@@ -7,10 +7,10 @@ that the job was to blame. The kill at a deadline is here; who replaces the kill
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
-from swiprctl.errors import LoadingFailed, SwiprError, WorkerCrashed
+from swiprctl.errors import BadImage, LoadingFailed, SwiprError, WorkerCrashed
 from swiprctl.protocol import Reply
 from swiprd.admission import Job
 from swiprd.canary import Canary
@@ -46,6 +46,9 @@ class Owner(Protocol):
     def failed(self, job: Job, error: SwiprError) -> None:
         """A named error."""
 
+    def condemned(self, job: Job, error: SwiprError) -> None:
+        """A named error, and the image is to blame: it is not to be tried again."""
+
     def again(self, job: Job) -> None:
         """Its worker died through no proven fault of the job."""
 
@@ -63,7 +66,7 @@ class Pool:
         folder: str,
         device: str,
         shape: Shape,
-        limits: dict[str, int],
+        limits: Mapping[str, float],
         canary: Callable[[dict[str, Any]], Canary],
         ids: Iterator[int],
         memory: int | None,
@@ -153,7 +156,13 @@ class Pool:
                 job.crashes += 1
             elif job.threads:
                 job.kills += 1
-            if job.crashes < MAX_CRASHES and job.kills < MAX_KILLS:
+            if job.threads and death.fault is Fault.DECODER:
+                most = self._limits["max_decode"]
+                error: SwiprError = BadImage(
+                    f"its decoder takes more than {most:g} s of processor time"
+                )
+                self._owner.condemned(job, error)
+            elif job.crashes < MAX_CRASHES and job.kills < MAX_KILLS:
                 job.alone = True
                 job.started = job.overdue = 0.0
                 self._owner.again(job)
@@ -164,7 +173,7 @@ class Pool:
                 error = WorkerCrashed(
                     f"{died} workers died with this image, the last of {death.how}"
                 )
-                self._owner.failed(job, error)
+                self._owner.condemned(job, error)
 
     def someone_idle(self) -> None:
         """See `supervisor.Employer`."""

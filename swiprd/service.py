@@ -10,7 +10,13 @@ import os
 from collections.abc import Callable
 from itertools import count
 
-from swiprctl.errors import DeadlineExceeded, LoadingFailed, ShuttingDown, SwiprError, WorkerCrashed
+from swiprctl.errors import (
+    DeadlineExceeded,
+    LoadingFailed,
+    Overloaded,
+    ShuttingDown,
+    SwiprError,
+)
 from swiprctl.protocol import DEFAULT_TIMEOUT
 from swiprd.admission import Admission, Job
 from swiprd.config import Settings
@@ -110,9 +116,10 @@ class Service:
         """
         now = self._loop.time()
         self.last_active = now
-        patience = self._settings.timeout if timeout is None else timeout
-        if self.model.phase is Phase.LOADING and timeout is None:
-            patience = float("inf")  # a deadline covers work, not the start of the daemon
+        patience = self._patience(timeout)
+        if self.model.phase is Phase.LOADING:
+            # The daemon's own deadlines cover work, not its start.
+            patience = float("inf") if timeout is None else timeout
         job = Job(
             id=next(self._ids),
             uid=uid,
@@ -191,7 +198,11 @@ class Service:
 
     def failed(self, job: Job, error: SwiprError) -> None:
         """See `pool.Owner`."""
-        if isinstance(error, WorkerCrashed) and not job.ended:
+        self._finish_running(job, error)
+
+    def condemned(self, job: Job, error: SwiprError) -> None:
+        """See `pool.Owner`."""
+        if not job.ended:
             remember(self._poison, job.image, error, self._loop.time())
         self._finish_running(job, error)
 
@@ -214,8 +225,9 @@ class Service:
         now = self.last_answer = self.last_active = self._loop.time()
         self._admission.new_model()
         for job in self._jobs:
-            if job.timeout is None and job.deadline == float("inf"):
-                job.deadline = now + self._settings.timeout
+            deadline = now + self._patience(job.timeout)
+            if deadline < job.deadline:
+                job.deadline = deadline
                 self._watch(job)
         pool.dispatch()
 
@@ -256,18 +268,31 @@ class Service:
 
     # --- inside
 
+    def _patience(self, timeout: float | None) -> float:
+        """Seconds that a request gets which names `timeout`."""
+        return min(self._settings.timeout if timeout is None else timeout, self._settings.ceiling)
+
     def _watch(self, job: Job) -> None:
+        timer = self._timers.pop(job.id, None)
+        if timer is not None:
+            timer.cancel()
         if job.deadline != float("inf"):
             self._timers[job.id] = self._loop.call_at(job.deadline, self._expire, job)
 
     def _expire(self, job: Job) -> None:
         waited = self._loop.time() - job.arrived
+        cut = job.timeout is not None and job.timeout > self._settings.ceiling
+        longest = ", the longest that this daemon gives (max_timeout)" if cut else ""
         if self._admission.withdraw(job):
-            self._end(job, DeadlineExceeded(f"no worker was free within {waited:.1f} s"))
+            why = f"no worker was free within {waited:.1f} s{longest}"
+            # A client that named more has some of it left, and may come again.
+            self._end(
+                job, Overloaded(why, self._admission.retry_after) if cut else DeadlineExceeded(why)
+            )
             return
         if job.blame is not None:
             job.blame()  # first, lest what else that uid passed hangs another worker
-        error = DeadlineExceeded(f"not done within {waited:.1f} s; its worker was killed")
+        error = DeadlineExceeded(f"not done within {waited:.1f} s{longest}; its worker was killed")
         now = self._loop.time()
         self._admission.killed(job, now)
         if job.overdue and not job.ended:

@@ -139,7 +139,10 @@ class Succession:
             LoadingFailed: there is no model.
         """
         pool, bundle = self.current()
-        return describe_model(bundle, pool.staff.described)
+        return {
+            **describe_model(bundle, pool.staff.described),
+            "max_timeout": self._settings.ceiling,
+        }
 
     def status(self) -> dict[str, object]:
         """What `status` says of the model as a whole."""

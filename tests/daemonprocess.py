@@ -95,6 +95,7 @@ class DaemonProcess:
                 *(sys.executable, "-P", "-m", "swiprd", "serve"),
                 *("--socket", str(self.path), "--model", str(model)),
                 *("--cache", str(folder / "cache"), "--config", os.devnull),
+                "--max-timeout=3600",  # tests have patience, on a busy host
                 *arguments,
             ],
             environment=environment,

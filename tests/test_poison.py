@@ -12,7 +12,7 @@ from conftest import StartDaemon
 from daemonprocess import DaemonProcess
 from venom import Venom, environment
 
-from swiprctl.errors import DeadlineExceeded, Overloaded, TooLarge, WorkerCrashed
+from swiprctl.errors import BadImage, DeadlineExceeded, Overloaded, TooLarge, WorkerCrashed
 from swiprd.memfd import sealed_memfd
 from swiprd.overdue import Usual
 from swiprd.poison import Identity, Poison
@@ -182,6 +182,43 @@ class TestDaemon:
             replies = {r.id: r.error for r in (peer.receive() for _ in range(len(photos) + 1))}
         assert isinstance(replies.pop(99), DeadlineExceeded)
         assert set(replies.values()) == {None}
+
+    def test_a_longer_deadline_than_the_daemons_is_cut(
+        self, start_poisoned: StartDaemon, tmp_path: Path, photos: list[bytes]
+    ) -> None:
+        daemon = start_poisoned("--max-timeout=3", "--remember=0")
+        file = poisoned(tmp_path, Venom.HANG, photos[0])
+        with daemon.connect() as peer, open(file, "rb") as image:
+            assert peer.ask("model").fields["max_timeout"] == 3.0
+            error = peer.ask(descriptor=image.fileno(), timeout=3600.0).error
+            assert isinstance(error, DeadlineExceeded)
+            assert "the longest that this daemon gives (max_timeout)" in str(error)
+            error = peer.ask(descriptor=image.fileno(), timeout=1.0).error
+            assert isinstance(error, DeadlineExceeded)
+            assert "max_timeout" not in str(error)
+
+    def test_scans_without_end_are_no_picture(self, start_daemon: StartDaemon) -> None:
+        from imagefiles import many_scans
+
+        daemon = start_daemon().wait_ready()
+        with daemon.connect() as peer:
+            assert peer.ask(image=many_scans(400)).error is None
+            error = peer.ask(image=many_scans(100_000)).error
+            assert isinstance(error, BadImage)
+            assert "more than 500 scans" in str(error)
+        assert daemon.status()["kills"]["total"] == 0
+
+    def test_a_decoder_has_a_bound_of_processor_time(
+        self, start_poisoned: StartDaemon, photos: list[bytes]
+    ) -> None:
+        daemon = start_poisoned("--max-decode=1")
+        with daemon.connect() as peer:
+            errors = [peer.ask(image=photos[0] + Venom.SPIN.value).error for _ in range(2)]
+            assert all(isinstance(error, BadImage) for error in errors)
+            assert "more than 1 s of processor time" in str(errors[0])
+            assert "remembered" in str(errors[1])
+            assert daemon.status()["kills"]["total"] == 1
+            assert peer.ask(image=photos[0]).error is None
 
     def test_it_is_refused_at_once_until_it_changes(
         self, start_poisoned: StartDaemon, tmp_path: Path, photos: list[bytes]
