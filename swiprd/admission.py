@@ -13,10 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 
-from swiprctl.errors import Overloaded, SwiprError
+from swiprctl.errors import DeadlineExceeded, Overloaded, SwiprError
 from swiprd.attachment import Attachment
+from swiprd.haste import Haste
+from swiprd.typical import Typical
 
-_SMOOTHING = 0.2  # weight of the newest service time in the running average
+_LEAST = 5  # answers before anybody is refused for what they took
 _TURNS_KEPT = 1024  # uids whose last turn is remembered; who is forgotten goes first
 _SOONEST_RETRY = 0.05  # seconds; a shorter wait is a busy loop
 
@@ -39,7 +41,8 @@ class Job:
         crashes: workers that died by themselves with it.
         kills: workers that somebody else killed with it.
         alone: it was in a batch that did not end well: the next try is its own.
-        overdue: a worker has it, and it alone, for far longer than is usual.
+        overdue: when it had been in a worker, and it alone, for far longer than is usual,
+            monotonic; 0: that is not so.
     """
 
     id: int
@@ -55,7 +58,7 @@ class Job:
     crashes: int = 0
     kills: int = 0
     alone: bool = False
-    overdue: bool = False
+    overdue: float = 0.0
     ended: bool = field(default=False)
 
 
@@ -70,7 +73,9 @@ class Admission:
         self._held: dict[int, int] = {}  # by uid, waiting and running
         self._total = 0
         self._queued = 0
-        self._service = 0.0  # seconds between two answers while there is work; 0: not known yet
+        self._between = Typical(_LEAST)  # seconds between two answers while there is work
+        self._quickest = 0.0  # seconds that the quickest image of all took; 0: not known yet
+        self._haste = Haste()
         self.refused = 0
 
     @property
@@ -91,17 +96,10 @@ class Admission:
         """Let a job wait. Return the job that has to make room for it, if one has to.
 
         Raises:
+            DeadlineExceeded: no image has ever been answered within the time that this one has.
             Overloaded: the queue is full, or the job cannot be answered within its deadline.
         """
-        ahead = self._ahead(job.uid)
-        wait = ahead * self._service
-        if now + wait > job.deadline:
-            self.refused += 1
-            raise Overloaded(
-                f"{ahead} requests go first, which takes about {wait:.1f} s:"
-                " more than this one has",
-                self._retry_after(),
-            )
+        self._check_time(job, now)
         victim = None
         if self._total >= self.limit:
             victim = self._make_room(job.uid)
@@ -152,16 +150,59 @@ class Admission:
         """A running job has ended, one way or the other."""
         self._count(job.uid, -1)
 
-    def served(self, seconds: float) -> None:
-        """Learn the time between two answers of a busy pool."""
-        if self._service == 0.0:
-            self._service = seconds
-        else:
-            self._service += _SMOOTHING * (seconds - self._service)
+    def served(self, job: Job, share: float, alone: float | None = None) -> None:
+        """Learn from an answer.
+
+        Args:
+            share: seconds between two answers of a busy pool, by this one.
+            alone: seconds that it had a worker for itself, if it had.
+        """
+        self._between.learn(share)
+        if alone is not None and (not self._quickest or alone < self._quickest):
+            self._quickest = alone
+        self._haste.answered(job.uid)
+
+    def killed(self, job: Job, now: float) -> None:
+        """Learn from a running job whose deadline has passed."""
+        self._haste.killed(job.uid, now - job.started, job.deadline - job.arrived, now)
+
+    def too_late(self, job: Job, now: float) -> bool:
+        """Whether no image has ever been answered within the time that this job has left."""
+        return now + self._quickest > job.deadline
+
+    def new_model(self) -> None:
+        """Forget what images took: another model answers from now on."""
+        self._between = Typical(_LEAST)
+        self._quickest = 0.0
 
     def by_uid(self) -> dict[int, int]:
         """Requests waiting or running, by uid."""
         return dict(self._held)
+
+    def _check_time(self, job: Job, now: float) -> None:
+        given = job.deadline - now
+        ahead = self._ahead(job.uid)
+        wait = ahead * self._between.seconds
+        if wait and now + wait + self._quickest > job.deadline:
+            self.refused += 1
+            raise Overloaded(
+                f"{ahead} requests go first, which takes about {wait:.1f} s:"
+                " more than this one has",
+                self.retry_after,
+            )
+        if self.too_late(job, now):
+            self.refused += 1
+            raise DeadlineExceeded(
+                f"not tried: it gives {given:.3g} s, and the quickest image so far took"
+                f" {self._quickest:.3g} s"
+            )
+        if (wait := self._haste.wait(job.uid, given, now)) > 0.0:
+            self.refused += 1
+            raise Overloaded(
+                f"the last requests of uid {job.uid} gave {given:.3g} s or more, and that was too"
+                " little: give more",
+                round(max(_SOONEST_RETRY, wait), 3),
+            )
 
     def _ahead(self, uid: int) -> int:
         """Requests that may have their turn before a newcomer of this uid has: of the others, no
@@ -176,7 +217,7 @@ class Admission:
         greedy = max(self._waiting, key=lambda u: self._held[u], default=uid)
         if held >= share or greedy == uid or self._held.get(greedy, 0) <= held + 1:
             self.refused += 1
-            raise Overloaded(f"the queue of {self.limit} is full", self._retry_after())
+            raise Overloaded(f"the queue of {self.limit} is full", self.retry_after)
         victim = self._waiting[greedy][-1]
         self.withdraw(victim)
         self.refused += 1
@@ -184,10 +225,12 @@ class Admission:
 
     def evicted(self) -> Overloaded:
         """What the job that made room is told."""
-        return Overloaded("made room in a full queue for another user", self._retry_after())
+        return Overloaded("made room in a full queue for another user", self.retry_after)
 
-    def _retry_after(self) -> float:
-        return round(max(_SOONEST_RETRY, self._total * self._service / 2), 3)
+    @property
+    def retry_after(self) -> float:
+        """Seconds after which it may be worth to come again."""
+        return round(max(_SOONEST_RETRY, self._total * self._between.seconds / 2), 3)
 
     def _dequeue(self, job: Job) -> None:
         queue = self._waiting[job.uid]

@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -77,8 +77,8 @@ class Worker:
             self.state = after(self.state, Event.FORKED)
             self._on_forked(self)
 
-    def give(self, jobs: Sequence[Job], limits: dict[str, int], threads: int) -> None:
-        """Hand over a batch. `limits`: max_bytes and max_pixels of each image."""
+    def give(self, jobs: Sequence[Job], limits: Mapping[str, float], threads: int) -> None:
+        """Hand over a batch. `limits`: max_bytes, max_pixels and max_decode of each image."""
         if self.state is not State.WARMING:
             self.state = after(self.state, Event.GIVEN)
         for job in jobs:

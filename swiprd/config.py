@@ -35,6 +35,7 @@ class Settings:
     model: Path = DEFAULT_MODEL
     device: str = "auto"  # cpu or cuda; auto takes a GPU where torch sees one
     timeout: float = DEFAULT_TIMEOUT  # a request's, where it names none
+    max_timeout: float | None = None  # where it names a longer one; None: as `timeout`
     queue: int = 128  # requests waiting and running
     connections: int = 256
     first_byte: float = 5.0  # a new connection must say something within
@@ -43,6 +44,7 @@ class Settings:
     max_image: int = 64 << 20  # bytes of a file
     max_inline: int = 256 << 20  # bytes of all frames being read at once
     max_pixels: int = 178_956_970  # where Pillow calls an image a decompression bomb
+    max_decode: float = 8.0  # processor time for one; twice what the largest take
     idle_timeout: float = 0.0  # leave after so long without a request; 0: never
     load_timeout: float = 300.0  # a model must load and answer within
     workers: int | None = None  # None: as calibrated, or as the model's folder says
@@ -54,6 +56,11 @@ class Settings:
     remember: float = 300.0  # for so long an image that hung or crashed a worker is refused
     cache: Path | None = None  # where calibrations are kept
 
+    @property
+    def ceiling(self) -> float:
+        """Seconds that no request gets more of, whatever its client names."""
+        return self.timeout if self.max_timeout is None else self.max_timeout
+
 
 INSTANCE_IDLE = 300.0  # an instance's idle_timeout, where nothing else is said
 LEAST_IDLE = 60.0  # under systemd: it counts starts, and five within 200 s are too many
@@ -64,6 +71,7 @@ _MOST = 10**12  # a terabyte, thirty thousand years: above it are typing errors 
 
 _RANGES: dict[str, tuple[float, float]] = {
     "timeout": (0.001, MAX_TIMEOUT),  # every request has an end
+    "max_timeout": (0.001, MAX_TIMEOUT),
     "queue": (1, _MOST),
     "connections": (1, _MOST),
     "first_byte": (0.001, _MOST),
@@ -72,6 +80,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "max_image": (1, _MOST),
     "max_inline": (1, _MOST),
     "max_pixels": (1, _MOST),
+    "max_decode": (0.001, MAX_TIMEOUT),
     "idle_timeout": (0, _MOST),
     "load_timeout": (0.001, _MOST),
     "workers": (1, 256),  # as in model.toml
@@ -246,6 +255,8 @@ _HELP = {
     "model": "the model's folder (default: the one that is shipped, focus, or the instance's)",
     "device": "cpu, cuda or auto (default): a GPU where there is one",
     "timeout": "a request's deadline, where it names none (default: 10)",
+    "max_timeout": "the longest deadline: what a request names beyond it is cut (default: as"
+    " timeout)",
     "queue": "requests waiting and running (default: 128)",
     "connections": "clients at a time (default: 256)",
     "first_byte": "close a connection that says nothing for so long (default: 5)",
@@ -254,6 +265,7 @@ _HELP = {
     "max_image": "bytes of an image's file (default: 64 MiB)",
     "max_inline": "bytes of all inline images being received at once (default: 256 MiB)",
     "max_pixels": "pixels of an image (default: 178956970)",
+    "max_decode": "processor time for decoding an image (default: 8)",
     "idle_timeout": "leave after so long without a request (default: 0, never; 300 for an"
     " instance; under systemd at least 60)",
     "load_timeout": "a model must load and answer within (default: 300)",

@@ -35,6 +35,7 @@ from PIL import (
 )
 
 from swiprctl.errors import BadImage, TooLarge
+from swiprd import scans
 from swiprd.bundle import Preprocess
 from swiprd.cropping import MAX_PIXELS, preprocess, resized, too_many_pixels
 
@@ -73,9 +74,12 @@ def load_image(data: bytes, recipe: Preprocess, max_pixels: int = MAX_PIXELS) ->
     """Decode the first frame to RGB, as `Image.convert("RGB")` does; upright if `recipe` says so.
 
     Raises:
-        BadImage: not an image in one of the six formats, or one that cannot be decoded whole.
+        BadImage: not an image in one of the six formats, one that cannot be decoded whole, or
+            one that is made to keep the decoder busy.
         TooLarge: more than `max_pixels`, by its header, before any of it is decoded.
     """
+    if scans.too_many(data):
+        raise BadImage(f"a JPEG of more than {scans.MOST} scans, where ten are usual")
     with _decoding(max_pixels):
         image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
         width, height = image.size

@@ -42,7 +42,11 @@ async def load(
         folder=str(bundle.folder),
         device=settings.device,
         shape=choose_shape(settings, bundle),
-        limits={"max_bytes": settings.max_image, "max_pixels": settings.max_pixels},
+        limits={
+            "max_bytes": settings.max_image,
+            "max_pixels": settings.max_pixels,
+            "max_decode": settings.max_decode,
+        },
         canary=lambda described: replace(canary, classes=len(described["labels"])),
         ids=ids,
         memory=settings.worker_memory,

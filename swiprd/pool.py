@@ -7,14 +7,15 @@ that the job was to blame. The kill at a deadline is here; who replaces the kill
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
-from swiprctl.errors import LoadingFailed, SwiprError, WorkerCrashed
+from swiprctl.errors import BadImage, LoadingFailed, SwiprError, WorkerCrashed
 from swiprctl.protocol import Reply
 from swiprd.admission import Job
 from swiprd.canary import Canary
 from swiprd.children import Worker
+from swiprd.deaths import Death, Fault
 from swiprd.overdue import Usual
 from swiprd.processes import is_stopped
 from swiprd.supervisor import Shape, Supervisor
@@ -36,11 +37,17 @@ class Owner(Protocol):
     def peek(self) -> Job | None:
         """What `take()` would give."""
 
-    def answered(self, job: Job, fields: dict[str, object], share: float) -> None:
-        """A row; `share` is the seconds of the whole pool's time that it took."""
+    def answered(
+        self, job: Job, fields: dict[str, object], share: float, alone: float | None
+    ) -> None:
+        """A row; `share` is the seconds of the whole pool's time that it took, `alone` those that
+        it had a worker for itself, if it had."""
 
     def failed(self, job: Job, error: SwiprError) -> None:
         """A named error."""
+
+    def condemned(self, job: Job, error: SwiprError) -> None:
+        """A named error, and the image is to blame: it is not to be tried again."""
 
     def again(self, job: Job) -> None:
         """Its worker died through no proven fault of the job."""
@@ -59,7 +66,7 @@ class Pool:
         folder: str,
         device: str,
         shape: Shape,
-        limits: dict[str, int],
+        limits: Mapping[str, float],
         canary: Callable[[dict[str, Any]], Canary],
         ids: Iterator[int],
         memory: int | None,
@@ -134,26 +141,39 @@ class Pool:
         shape = self.staff.shape
         seconds = self._loop.time() - job.started
         self._usual.learn(seconds)
-        share = seconds / (shape.workers * shape.batch)
+        # Once it was overdue another worker stood in for its own: then it kept nobody waiting.
+        held = job.overdue - job.started if job.overdue else seconds
         fields = {**reply.fields, "model": self.staff.described["model"]}
-        self._owner.answered(job, fields, share)
+        self._owner.answered(
+            job, fields, held / (shape.workers * shape.batch), seconds if job.threads else None
+        )
 
-    def left(self, jobs: list[Job], how: str, own_fault: bool) -> None:
+    def left(self, jobs: list[Job], death: Death) -> None:
         """See `supervisor.Employer`. Of a batch nobody is blamed: each is tried again alone."""
         for job in reversed(jobs):  # each goes back to the head of the queue: the first one last
             self._forget(job)
-            if len(jobs) == 1 and own_fault:
+            if job.threads and death.fault is not Fault.NOBODY:
                 job.crashes += 1
-            elif len(jobs) == 1:
+            elif job.threads:
                 job.kills += 1
-            if job.crashes >= MAX_CRASHES or job.kills >= MAX_KILLS:
-                died = job.crashes + job.kills
-                error = WorkerCrashed(f"{died} workers died with this image, the last of {how}")
-                self._owner.failed(job, error)
-            else:
+            if job.threads and death.fault is Fault.DECODER:
+                most = self._limits["max_decode"]
+                error: SwiprError = BadImage(
+                    f"its decoder takes more than {most:g} s of processor time"
+                )
+                self._owner.condemned(job, error)
+            elif job.crashes < MAX_CRASHES and job.kills < MAX_KILLS:
                 job.alone = True
-                job.started = 0.0
+                job.started = job.overdue = 0.0
                 self._owner.again(job)
+            elif death.fault is Fault.WEIGHTS:
+                self._owner.failed(job, LoadingFailed(f"the model's workers die of {death.how}"))
+            else:
+                died = job.crashes + job.kills
+                error = WorkerCrashed(
+                    f"{died} workers died with this image, the last of {death.how}"
+                )
+                self._owner.condemned(job, error)
 
     def someone_idle(self) -> None:
         """See `supervisor.Employer`."""
@@ -175,7 +195,7 @@ class Pool:
         elif len(left) > 1:
             self.staff.discard(worker, "its batch takes long: each image is tried alone")
         else:
-            left[0].overdue = worker.stuck = True
+            left[0].overdue, worker.stuck = self._loop.time(), True
         self.staff.fill()
         self.dispatch()
 

@@ -14,7 +14,7 @@ from swiprd.canary import Canary, WrongAnswer
 from swiprd.children import Worker
 from swiprd.memfd import sealed_memfd
 
-CANARY_LIMITS = {"max_bytes": 64 << 20, "max_pixels": 178_956_970}
+CANARY_LIMITS = {"max_bytes": 64 << 20, "max_pixels": 178_956_970, "max_decode": 60}
 """The canary is ours: what clients may send is no limit on it."""
 
 

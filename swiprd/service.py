@@ -9,7 +9,13 @@ import asyncio
 from collections.abc import Callable
 from itertools import count
 
-from swiprctl.errors import DeadlineExceeded, LoadingFailed, ShuttingDown, SwiprError, WorkerCrashed
+from swiprctl.errors import (
+    DeadlineExceeded,
+    LoadingFailed,
+    Overloaded,
+    ShuttingDown,
+    SwiprError,
+)
 from swiprctl.protocol import DEFAULT_TIMEOUT
 from swiprd.admission import Admission, Job
 from swiprd.attachment import Attachment, State
@@ -108,9 +114,10 @@ class Service:
         """
         now = self._loop.time()
         self.last_active = now
-        patience = self._settings.timeout if timeout is None else timeout
-        if self.model.phase is Phase.LOADING and timeout is None:
-            patience = float("inf")  # a deadline covers work, not the start of the daemon
+        patience = self._patience(timeout)
+        if self.model.phase is Phase.LOADING:
+            # The daemon's own deadlines cover work, not its start.
+            patience = float("inf") if timeout is None else timeout
         job = Job(
             id=next(self._ids),
             uid=uid,
@@ -160,17 +167,22 @@ class Service:
     def peek(self) -> Job | None:
         """See `pool.Owner`. What has been found out about an image while it waited ends it here."""
         while (job := self._admission.peek()) is not None:
+            now = self._loop.time()
             known = self._recall(job)
+            if known is None and self._admission.too_late(job, now):
+                known = DeadlineExceeded(f"no worker was free within {now - job.arrived:.1f} s")
             if known is None:
                 break
             self._admission.withdraw(job)
             self._end(job, known)
         return job
 
-    def answered(self, job: Job, fields: dict[str, object], share: float) -> None:
+    def answered(
+        self, job: Job, fields: dict[str, object], share: float, alone: float | None
+    ) -> None:
         """See `pool.Owner`."""
         self.last_answer = self._loop.time()
-        self._admission.served(share)
+        self._admission.served(job, share, alone)
         self._finish_running(
             job,
             {
@@ -184,7 +196,11 @@ class Service:
 
     def failed(self, job: Job, error: SwiprError) -> None:
         """See `pool.Owner`."""
-        if isinstance(error, WorkerCrashed) and not job.ended:
+        self._finish_running(job, error)
+
+    def condemned(self, job: Job, error: SwiprError) -> None:
+        """See `pool.Owner`."""
+        if not job.ended:
             self._remember(job, error)
         self._finish_running(job, error)
 
@@ -205,9 +221,11 @@ class Service:
     def installed(self, pool: Pool) -> None:
         """See `succession.Court`."""
         now = self.last_answer = self.last_active = self._loop.time()
+        self._admission.new_model()
         for job in self._jobs:
-            if job.timeout is None and job.deadline == float("inf"):
-                job.deadline = now + self._settings.timeout
+            deadline = now + self._patience(job.timeout)
+            if deadline < job.deadline:
+                job.deadline = deadline
                 self._watch(job)
         pool.dispatch()
 
@@ -266,12 +284,21 @@ class Service:
             log.warning("remembered, and refused for %g s: %s", self._poison.seconds, error)
             self._poison.remember(job.image.identity, error, self._loop.time(), ran=ran)
 
+    def _patience(self, timeout: float | None) -> float:
+        """Seconds that a request gets which names `timeout`."""
+        return min(self._settings.timeout if timeout is None else timeout, self._settings.ceiling)
+
     def _watch(self, job: Job) -> None:
+        timer = self._timers.pop(job.id, None)
+        if timer is not None:
+            timer.cancel()
         if job.deadline != float("inf"):
             self._timers[job.id] = self._loop.call_at(job.deadline, self._expire, job)
 
     def _expire(self, job: Job) -> None:
         waited = self._loop.time() - job.arrived
+        cut = job.timeout is not None and job.timeout > self._settings.ceiling
+        longest = ", the longest that this daemon gives (max_timeout)" if cut else ""
         if job.image.state is State.COMING:
             self._end(
                 job,
@@ -282,11 +309,17 @@ class Service:
             )
             return
         if self._admission.withdraw(job):
-            self._end(job, DeadlineExceeded(f"no worker was free within {waited:.1f} s"))
+            why = f"no worker was free within {waited:.1f} s{longest}"
+            # A client that named more has some of it left, and may come again.
+            self._end(
+                job, Overloaded(why, self._admission.retry_after) if cut else DeadlineExceeded(why)
+            )
             return
-        error = DeadlineExceeded(f"not done within {waited:.1f} s; its worker was killed")
+        error = DeadlineExceeded(f"not done within {waited:.1f} s{longest}; its worker was killed")
+        now = self._loop.time()
+        self._admission.killed(job, now)
         if job.overdue and not job.ended:
-            self._remember(job, error, ran=self._loop.time() - job.started)
+            self._remember(job, error, ran=now - job.started)
         self._finish_running(job, error)
         for pool in list(self.model.pools):
             pool.expire(job)

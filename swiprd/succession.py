@@ -140,7 +140,10 @@ class Succession:
             LoadingFailed: there is no model.
         """
         pool, bundle = self.current()
-        return describe_model(bundle, pool.staff.described)
+        return {
+            **describe_model(bundle, pool.staff.described),
+            "max_timeout": self._settings.ceiling,
+        }
 
     def with_labels(self, row: dict[str, object], known: str | None) -> dict[str, object]:
         """A row with the labels of the model that made it, unless the client knows those.

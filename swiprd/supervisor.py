@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from swiprd import overdue
 from swiprd.admission import Job
 from swiprd.canary import Canary
 from swiprd.children import Forkserver, Worker
+from swiprd.deaths import Death, Fault, death_of
 from swiprd.lifecycle import Backoff, State
 from swiprd.log import log
 from swiprd.probe import Probe
@@ -62,8 +62,8 @@ class Employer(Protocol):
     def replied(self, job: Job, reply: Reply) -> None:
         """A worker has answered a job that it was given."""
 
-    def left(self, jobs: list[Job], how: str, own_fault: bool) -> None:
-        """A worker is dead and leaves these; `own_fault` where nobody killed it."""
+    def left(self, jobs: list[Job], death: Death) -> None:
+        """A worker is dead and leaves these."""
 
     def someone_idle(self) -> None:
         """A worker waits for work."""
@@ -216,7 +216,7 @@ class Supervisor:
         jobs = list(worker.jobs.values())
         worker.jobs.clear()
         worker.kill(why)
-        self._leave(jobs, why, own_fault=False)
+        self._leave(jobs, Death(why, Fault.NOBODY))
 
     def fill(self) -> None:
         """Have as many workers as there should be."""
@@ -388,9 +388,9 @@ class Supervisor:
             else:
                 self._checking.set_exception(error)
         if error is not None:
-            fault = worker.state is not State.GONE or _cause(worker.status)[1]
+            alive = worker.state is not State.GONE
             self.discard(worker, str(error))
-            if fault:
+            if alive or death_of(worker.status).fault is not Fault.NOBODY:
                 self._false_start(str(error))
             return
         self._hold_until = 0.0
@@ -445,20 +445,20 @@ class Supervisor:
         if not worker.condemned:
             jobs = list(worker.jobs.values())
             worker.jobs.clear()
-            how, own_fault = _cause(worker.status)
-            self._note(worker, how)
-            self._leave(jobs, how, own_fault)
+            death = death_of(worker.status)
+            self._note(worker, death.how)
+            self._leave(jobs, death)
         self.fill()
 
-    def _leave(self, jobs: list[Job], how: str, own_fault: bool) -> None:
+    def _leave(self, jobs: list[Job], death: Death) -> None:
         rest = []
         for job in jobs:
             if isinstance(job.owner, Probe):
-                job.owner.lost(how)
+                job.owner.lost(death.how)
             else:
                 rest.append(job)
         if rest:
-            self._employer.left(rest, how, own_fault)
+            self._employer.left(rest, death)
 
     def _note(self, worker: Worker, why: str) -> None:
         log.warning("worker %d (pid %d): %s", worker.number, worker.pid, why)
@@ -473,20 +473,3 @@ class Supervisor:
 
         timer = self._loop.call_later(seconds, run)
         self._timers.add(timer)
-
-
-def _cause(status: int | None) -> tuple[str, bool]:
-    """Say how a process ended, from waitpid(2)'s status, and whether by its own fault."""
-    if status is None:
-        return "its forkserver is gone", False
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        try:
-            name = signal.Signals(number).name
-        except ValueError:
-            name = f"signal {number}"
-        if number == signal.SIGBUS:
-            # No image is ever mapped; weights are.
-            name += " (were the weights overwritten where they lie? Rename a new file over them)"
-        return name, number != signal.SIGKILL
-    return f"exit status {os.waitstatus_to_exitcode(status)}", True

@@ -4,13 +4,17 @@ It has the front's end of a socketpair and nothing else: it opens no path, keeps
 jobs and leaves on EOF. Everything that parses pixels from outside runs here. Its own faults end
 it, with a traceback for the log: the front gives its jobs to another worker.
 
-A batch comes as `size` frames in a row: {id, size, threads, max_bytes, max_pixels} + descriptor.
-Each is answered by its id: {ok, probabilities, decode, infer} or an error of the wire.
+A batch comes as `size` frames in a row:
+    {id, size, threads, max_bytes, max_pixels, max_decode} + descriptor
+Each is answered by its id: {ok, probabilities, decode, infer} or an error of the wire. One whose
+decoder takes more than `max_decode` seconds of processor time ends the process: by SIGPROF, which
+nobody handles, as no handler would run while a decoder does.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -82,7 +86,12 @@ def _decode(frame: Frame, loaded: LoadedModel) -> torch.Tensor:
         data = read_image_bytes(descriptor, job["max_bytes"])
     finally:
         os.close(descriptor)
+    # Of this process alone, and of no wall clock: a host that is busy makes nobody hurry. The
+    # deadline is kept from outside.
+    signal.setitimer(signal.ITIMER_PROF, job["max_decode"])
     try:
         return images.decode(data, loaded.bundle.preprocess, job["max_pixels"])
     except MemoryError:
         raise TooLarge("the image needs more memory than there is") from None
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0.0)

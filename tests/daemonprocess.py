@@ -95,6 +95,7 @@ class DaemonProcess:
                 *(sys.executable, "-P", "-m", "swiprd", "serve"),
                 *("--socket", str(self.path), "--model", str(model)),
                 *("--cache", str(folder / "cache"), "--config", os.devnull),
+                "--max-timeout=3600",  # tests have patience, on a busy host
                 *arguments,
             ],
             environment=environment,
@@ -211,6 +212,11 @@ def own_children(pid: int | None = None) -> list[int]:
 def forkservers(front: int) -> list[int]:
     """Pids of a front's forkservers: of its children, those that are no intakes."""
     return [pid for pid in own_children(front) if not _is_intake(pid)]
+
+
+def serving(front: int) -> list[int]:
+    """Pids of a front's forkservers and their workers."""
+    return [pid for parent in forkservers(front) for pid in (parent, *descendants(parent))]
 
 
 def _is_intake(pid: int) -> bool:

@@ -53,3 +53,11 @@ def bmp(width: int, height: int) -> bytes:
 
 def _chunk(name: bytes, data: bytes = b"") -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def many_scans(number: int, size: tuple[int, int] = (64, 48)) -> bytes:
+    """Return a progressive JPEG with its last scan repeated so many times."""
+    data = encoded(picture(*size), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    # The tables of that scan come before it, and may be repeated with it or not.
+    return data[:-2] + data[last:-2] * number + data[-2:]

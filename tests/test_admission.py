@@ -18,9 +18,10 @@ from hypothesis.stateful import (
     rule,
 )
 
-from swiprctl.errors import Overloaded, SwiprError
+from swiprctl.errors import DeadlineExceeded, Overloaded, SwiprError
 from swiprd.admission import Admission, Job
 from swiprd.attachment import Attachment
+from swiprd.typical import Typical
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -51,6 +52,12 @@ def fill(admission: Admission, uid: int, number: int) -> list[Job]:
     for job in jobs:
         assert admission.admit(job, 0.0) is None
     return jobs
+
+
+def serve(admission: Admission, seconds: float, times: int = 5) -> None:
+    """Have it learn that answers are so far apart."""
+    for _ in range(times):
+        admission.served(make(), seconds)
 
 
 def drain(admission: Admission) -> list[Job]:
@@ -207,7 +214,7 @@ class TestLimit:
 class TestComeBackLater:
     def test_a_deadline_that_cannot_be_made_is_refused_at_once(self) -> None:
         admission = Admission(128)
-        admission.served(0.5)
+        serve(admission, 0.5)
         fill(admission, 1, 10)
         with pytest.raises(Overloaded, match=r"10 requests go first, .* 5\.0 s") as caught:
             admission.admit(make(1, deadline=104.0), 100.0)
@@ -217,7 +224,7 @@ class TestComeBackLater:
 
     def test_anothers_flood_makes_no_deadline_impossible(self) -> None:
         admission = Admission(128)
-        admission.served(0.5)
+        serve(admission, 0.5)
         fill(admission, 1, 100)  # 50 s of work, of which a newcomer waits for one request
         late = make(2, deadline=10.0)
         assert admission.admit(late, 0.0) is None
@@ -226,7 +233,7 @@ class TestComeBackLater:
 
     def test_nor_do_many_who_ask_little(self) -> None:
         admission = Admission(128)
-        admission.served(1.0)
+        serve(admission, 1.0)
         for uid in range(5):
             fill(admission, uid, 10)
         fill(admission, 9, 1)
@@ -239,11 +246,47 @@ class TestComeBackLater:
         fill(admission, 1, 100)
         assert admission.admit(make(1, deadline=0.1), 0.0) is None
 
+    def test_a_few_answers_are_no_estimate(self) -> None:
+        admission = Admission(128)
+        serve(admission, 29.0, times=4)
+        fill(admission, 1, 10)
+        assert admission.admit(make(1, deadline=5.0), 0.0) is None
+
+    def test_less_time_than_the_quickest_image_took_is_refused(self) -> None:
+        admission = Admission(128)
+        for seconds in (0.5, 0.02, 3.0):
+            admission.served(make(), seconds, seconds)
+        assert admission.admit(make(deadline=100.03), 100.0) is None
+        with pytest.raises(DeadlineExceeded, match=r"gives 0\.01 s, .* took 0\.02 s"):
+            admission.admit(make(deadline=100.01), 100.0)
+        assert admission.refused == 1
+        admission.new_model()
+        assert admission.admit(make(deadline=100.01), 100.0) is None
+
+    def test_what_a_batch_took_says_nothing_of_an_image_alone(self) -> None:
+        admission = Admission(128)
+        serve(admission, 0.5)
+        assert admission.admit(make(deadline=0.01), 0.0) is None
+
+    def test_whoever_gives_too_little_time_again_and_again_has_to_wait(self) -> None:
+        admission = Admission(128)
+        for _ in range(3):
+            job = make(7, deadline=0.1)
+            assert admission.admit(job, 0.0) is None
+            assert admission.next() is job
+            admission.killed(job, 0.1)
+            admission.finished(job)
+        with pytest.raises(Overloaded, match=r"uid 7 gave 0\.1 s or more") as caught:
+            admission.admit(make(7, arrived=0.1, deadline=0.2), 0.1)
+        assert caught.value.retry_after == 0.5
+        assert admission.admit(make(8, arrived=0.1, deadline=0.2), 0.1) is None
+        assert admission.admit(make(7, arrived=0.1, deadline=0.3), 0.1) is None
+
     def test_the_advice_grows_with_the_queue(self) -> None:
         told = []
         for limit in (1, 4, 16, 64):
             admission = Admission(limit)
-            admission.served(0.2)
+            serve(admission, 0.2)
             fill(admission, 1, limit)
             with pytest.raises(Overloaded) as caught:
                 admission.admit(make(1), 0.0)
@@ -260,9 +303,8 @@ class TestComeBackLater:
 
     def test_the_estimate_follows_what_is_served(self) -> None:
         admission = Admission(128)
-        admission.served(10.0)
-        for _ in range(50):
-            admission.served(0.1)
+        serve(admission, 10.0)
+        serve(admission, 0.1, times=50)
         fill(admission, 1, 10)
         assert admission.admit(make(1, deadline=1.1), 0.0) is None
 
@@ -319,7 +361,7 @@ class Queueing(RuleBasedStateMachine):
         super().__init__()
         self.admission = Admission(LIMIT)
         self.now = 0.0
-        self.service = 0.0
+        self.between = Typical(5)
         self.queues: dict[int, list[Job]] = defaultdict(list)
         self.at_work: set[Job] = set()
         # Turns that other uids had since this one waits or had its own: {waiting: {other: turns}}.
@@ -347,7 +389,7 @@ class Queueing(RuleBasedStateMachine):
         full = self.admission.total == LIMIT
         held = {u: self.held(u) for u, queue in self.queues.items() if queue}
         refused = self.admission.refused
-        wait = len(self.waiting) * self.service
+        wait = len(self.waiting) * self.between.seconds
         try:
             victim = self.admission.admit(job, self.now)
         except Overloaded as error:
@@ -440,8 +482,9 @@ class Queueing(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.01, 0.3, 2.0]))
     def served(self, seconds: float) -> None:
-        self.admission.served(seconds)
-        self.service = self.service * 0.8 + seconds * 0.2 if self.service else seconds
+        serve(self.admission, seconds)
+        for _ in range(5):
+            self.between.learn(seconds)
 
     @rule(seconds=st.floats(0.0, 3.0))
     def wait(self, seconds: float) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemonprocess import DaemonProcess, descendants, wait_until
+from daemonprocess import DaemonProcess, serving, wait_until
 
 from swiprd import calibrate
 from swiprd.bundle import Bundle, load_bundle
@@ -269,7 +269,7 @@ class TestDaemon:
             cpus = len(os.sched_getaffinity(0))
             assert first.status()["shape"] == asdict(shape(1, cpus)), "until it is measured"
             # The forkserver, a worker and the standby; what is more is being measured.
-            wait_until(lambda: len(descendants(first.pid)) > 3, "a worker that is measured")
+            wait_until(lambda: len(serving(first.pid)) > 3, "a worker that is measured")
             with first.connect() as peer:
                 for photo in photos:
                     assert peer.ask(image=photo).error is None
@@ -287,7 +287,7 @@ class TestDaemon:
             assert len(tried) == len({tuple(one.values()) for one in tried}) >= 4
             assert status["kills"]["total"] == 0, "what was measured is not an accident"
             size = 1 + kept["shape"]["workers"] + 1
-            wait_until(lambda: len(descendants(first.pid)) == size, "only what serves is left")
+            wait_until(lambda: len(serving(first.pid)) == size, "only what serves is left")
             with first.connect() as peer:
                 assert peer.ask(image=photos[0]).error is None
             assert first.stop() == 0
@@ -300,7 +300,7 @@ class TestDaemon:
             second.wait_status(lambda s: len(s["workers"]) == kept["shape"]["workers"] + 1)
             assert second.status()["shape"] == kept["shape"]
             time.sleep(2.0)  # it would have begun by then: absence has no event
-            assert len(descendants(second.pid)) == size
+            assert len(serving(second.pid)) == size
             assert list(cache.iterdir()) == [file]
             assert json.loads(file.read_text()) == kept
             assert "calibrated" not in second.log.read_text()

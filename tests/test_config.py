@@ -195,6 +195,21 @@ class TestManaged:
         assert load(f"--idle-timeout={told}").idle_timeout == told
 
 
+@pytest.mark.parametrize(
+    ("options", "longest"),
+    [
+        ([], 10.0),
+        (["--timeout=20"], 20.0),
+        (["--max-timeout=60"], 60.0),
+        (["--timeout=20", "--max-timeout=5"], 5.0),
+    ],
+)
+def test_no_request_gets_longer_than_the_daemon_itself_would_give_it(
+    load: Load, options: list[str], longest: float
+) -> None:
+    assert load(*options).ceiling == longest
+
+
 class TestErrors:
     """Each names the file, the key, what was expected and what was found."""
 

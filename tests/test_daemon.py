@@ -271,8 +271,24 @@ class TestKilled:
         os.truncate(tmp_path / "model" / "weights.pth", 4096)
         with daemon.connect() as peer:
             error = peer.ask(image=photos[0]).error
-        assert isinstance(error, WorkerCrashed | LoadingFailed)  # whoever notices first
+        assert isinstance(error, LoadingFailed)
         assert "SIGBUS (were the weights overwritten" in str(error)
+
+    def test_nor_are_they_the_fault_of_an_image(
+        self, start_daemon: StartDaemon, tmp_path: Path, photos: list[bytes]
+    ) -> None:
+        weights = make_folder(tmp_path / "model") / "weights.pth"
+        daemon = start_daemon(model=tmp_path / "model").wait_ready()
+        daemon.wait_status(lambda s: [w["state"] for w in s["workers"]] == ["idle"] * 2)
+        good = weights.read_bytes()
+        os.truncate(weights, 4096)
+        with daemon.connect() as peer:
+            assert peer.ask(image=photos[0]).error is not None
+            daemon.wait_status(lambda s: s["state"] == "loading-failed")
+            assert daemon.status()["poison"]["remembered"] == 0
+            weights.write_bytes(good)
+            daemon.wait_status(lambda s: s["state"] == "ready")
+            assert peer.ask(image=photos[0]).error is None
 
     def test_the_forkserver_is_replaced(
         self, start_daemon: StartDaemon, photos: list[bytes]

@@ -15,11 +15,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from imagefiles import bmp, encoded, picture, png
+from imagefiles import bmp, encoded, many_scans, picture, png
 from PIL import Image, ImageOps
 
 from swiprctl.errors import BadImage, TooLarge
-from swiprd import cropping, images
+from swiprd import cropping, images, scans
 from swiprd.bundle import Preprocess
 from swiprd.mending import import_torchvision
 
@@ -489,3 +489,32 @@ def test_damaged_files_end_in_a_tensor_or_a_named_error(
     with contextlib.suppress(BadImage, TooLarge):
         tensor = images.decode(bytes(data[: int(len(data) * keep)]), recipe, 1_000_000)
         assert tensor.shape == (1, 3, 24, 24)
+
+
+class TestScans:
+    """A JPEG's decoder goes over the whole picture for each of them."""
+
+    @pytest.mark.parametrize(("more", "refused"), [(0, False), (490, False), (491, True)])
+    def test_so_many_and_no_more(self, more: int, refused: bool) -> None:
+        data = many_scans(more)  # ten are in it anyway
+        assert scans.too_many(data) == refused
+        if refused:
+            with pytest.raises(BadImage, match="more than 500 scans"):
+                images.load_image(data, PLAIN)
+        else:
+            assert images.load_image(data, PLAIN).size == (64, 48)
+
+    def test_what_only_looks_like_them_does_not_count(self) -> None:
+        data = many_scans(0)
+        profile = b"\xff\xe2" + (2 + 60_000).to_bytes(2) + b"\xff\xda" * 30_000
+        assert not scans.too_many(data[:2] + profile + data[2:])
+        assert not scans.too_many(data + b"\xff\xda" * 30_000), "a film behind the picture"
+
+    def test_they_count_whatever_lies_between_them(self) -> None:
+        data = many_scans(600)
+        for between in (b"\xff" * 9, b"\xff\xd0", b"xyz", b"\xff\xfe\0\4ab", b"\xff\0"):
+            assert scans.too_many(data.replace(b"\xff\xda", between + b"\xff\xda"))
+
+    @given(st.binary(max_size=40).map(lambda tail: b"\xff\xd8" + b"\xff\xda" * 501 + tail))
+    def test_nonsense_ends(self, data: bytes) -> None:
+        scans.too_many(data)

@@ -13,7 +13,7 @@ from conftest import StartDaemon
 from daemonprocess import DaemonProcess
 from venom import Venom, environment
 
-from swiprctl.errors import DeadlineExceeded, TooLarge, WorkerCrashed
+from swiprctl.errors import BadImage, DeadlineExceeded, Overloaded, TooLarge, WorkerCrashed
 from swiprd.attachment import Identity
 from swiprd.memfd import sealed_memfd
 from swiprd.overdue import Usual
@@ -188,6 +188,43 @@ class TestDaemon:
         assert isinstance(replies.pop(99), DeadlineExceeded)
         assert set(replies.values()) == {None}
 
+    def test_a_longer_deadline_than_the_daemons_is_cut(
+        self, start_poisoned: StartDaemon, tmp_path: Path, photos: list[bytes]
+    ) -> None:
+        daemon = start_poisoned("--max-timeout=3", "--remember=0")
+        file = poisoned(tmp_path, Venom.HANG, photos[0])
+        with daemon.connect() as peer, open(file, "rb") as image:
+            assert peer.ask("model").fields["max_timeout"] == 3.0
+            error = peer.ask(descriptor=image.fileno(), timeout=3600.0).error
+            assert isinstance(error, DeadlineExceeded)
+            assert "the longest that this daemon gives (max_timeout)" in str(error)
+            error = peer.ask(descriptor=image.fileno(), timeout=1.0).error
+            assert isinstance(error, DeadlineExceeded)
+            assert "max_timeout" not in str(error)
+
+    def test_scans_without_end_are_no_picture(self, start_daemon: StartDaemon) -> None:
+        from imagefiles import many_scans
+
+        daemon = start_daemon().wait_ready()
+        with daemon.connect() as peer:
+            assert peer.ask(image=many_scans(400)).error is None
+            error = peer.ask(image=many_scans(100_000)).error
+            assert isinstance(error, BadImage)
+            assert "more than 500 scans" in str(error)
+        assert daemon.status()["kills"]["total"] == 0
+
+    def test_a_decoder_has_a_bound_of_processor_time(
+        self, start_poisoned: StartDaemon, photos: list[bytes]
+    ) -> None:
+        daemon = start_poisoned("--max-decode=1")
+        with daemon.connect() as peer:
+            errors = [peer.ask(image=photos[0] + Venom.SPIN.value).error for _ in range(2)]
+            assert all(isinstance(error, BadImage) for error in errors)
+            assert "more than 1 s of processor time" in str(errors[0])
+            assert "remembered" in str(errors[1])
+            assert daemon.status()["kills"]["total"] == 1
+            assert peer.ask(image=photos[0]).error is None
+
     def test_it_is_refused_at_once_until_it_changes(
         self, start_poisoned: StartDaemon, tmp_path: Path, photos: list[bytes]
     ) -> None:
@@ -254,3 +291,42 @@ class TestDaemon:
                 assert isinstance(peer.ask(image=photos[0] + Venom.EAT.value).error, TooLarge)
                 assert peer.ask(image=photos[0]).error is None
         assert daemon.status()["kills"]["total"] == 0
+
+
+class TestEstimate:
+    def test_one_slow_picture_makes_an_idle_daemon_refuse_nobody(
+        self, start_poisoned: StartDaemon, tmp_path: Path, photos: list[bytes]
+    ) -> None:
+        daemon = start_poisoned()
+        with daemon.connect() as one, daemon.connect() as other:
+            with open(poisoned(tmp_path, Venom.SLOW, photos[0]), "rb") as file:
+                assert one.ask(descriptor=file.fileno(), timeout=9.0).error is None
+            for number in range(20):
+                other.send(number, image=photos[number % 8], timeout=8.0)
+            assert [other.receive().error for _ in range(20)] == [None] * 20
+        assert daemon.status()["requests"]["refused"] == 0
+
+    def test_requests_of_a_millisecond_kill_no_workers_in_a_row(
+        self, start_poisoned: StartDaemon, photos: list[bytes]
+    ) -> None:
+        daemon = start_poisoned()
+        with daemon.connect() as peer:
+            assert peer.ask(image=photos[0]).error is None
+            errors = [peer.ask(image=photos[n % 8], timeout=0.001).error for n in range(30)]
+            assert {type(error) for error in errors} == {DeadlineExceeded}
+            assert daemon.status()["kills"]["total"] == 0
+            assert peer.ask(image=photos[1], timeout=5.0).error is None
+
+    def test_nor_do_those_that_are_hardly_longer(
+        self, start_poisoned: StartDaemon, photos: list[bytes]
+    ) -> None:
+        daemon = start_poisoned()
+        with daemon.connect() as peer:
+            errors = [
+                peer.ask(image=photos[0] + bytes([n]) + Venom.SPIN.value, timeout=0.1).error
+                for n in range(20)
+            ]
+        assert not [error for error in errors if error is None]
+        kills = daemon.status()["kills"]["total"]
+        assert kills < 10, kills
+        assert isinstance(errors[-1], Overloaded)

@@ -24,7 +24,7 @@ from vitals import (
     until_closed,
 )
 
-from swiprctl.errors import Overloaded, ShuttingDown
+from swiprctl.errors import DeadlineExceeded, Overloaded, ShuttingDown
 from swiprctl.protocol import Request
 
 pytestmark = pytest.mark.timeout(120)
@@ -115,6 +115,21 @@ class TestQueue:
                 assert {reply.error.code for reply in late if reply.error} == {"deadline"}
                 assert narrow.status()["queue"]["total"] == 1
             assert peer.receive().error is None
+
+    def test_one_that_only_waited_for_the_longest_there_is_may_come_again(
+        self, start_daemon: StartDaemon, photos: list[bytes]
+    ) -> None:
+        daemon = start_daemon("--max-timeout=1").wait_ready()
+        with daemon.connect() as peer, held(daemon):
+            peer.send(0, image=photos[0])
+            peer.send(1, image=photos[0], timeout=60.0)
+            peer.send(2, image=photos[0], timeout=1.0)
+            errors = {reply.id: reply.error for reply in (peer.receive() for _ in range(3))}
+        assert isinstance(errors[0], DeadlineExceeded)
+        assert isinstance(errors[1], Overloaded)
+        assert errors[1].retry_after is not None
+        assert "max_timeout" in str(errors[1])
+        assert isinstance(errors[2], DeadlineExceeded)
 
 
 class TestManners:

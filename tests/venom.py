@@ -20,10 +20,11 @@ class Venom(Enum):
     CRASH = b"venom:crash"  # a null pointer
     EAT = b"venom:eat"  # allocates until there is no more
     LEAK = b"venom:leak"  # is decoded, and leaves a mebibyte behind
+    SLOW = b"venom:slow"  # is decoded, after some seconds in which nothing is computed
 
 
 _SITE = """
-import ctypes, importlib.abc, importlib.machinery, re, sys
+import ctypes, importlib.abc, importlib.machinery, re, sys, time
 
 def hurt(data):
     if data.endswith(b"venom:hang"):
@@ -38,6 +39,8 @@ def hurt(data):
             eaten.append(bytearray(32 << 20))
     elif data.endswith(b"venom:leak"):
         leaked.append(bytearray(1 << 20))
+    elif data.endswith(b"venom:slow"):
+        time.sleep(3.0)
 
 leaked = []
 

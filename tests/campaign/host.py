@@ -43,6 +43,7 @@ class Host(DaemonProcess):
         self._command = [
             *(sys.executable, "-c", _LAUNCH, str(self._listener.fileno())),
             *("--config", os.devnull, "--cache", str(folder / "cache"), "--model", str(model)),
+            "--max-timeout=3600",
             *arguments,
         ]
         self._begin()
