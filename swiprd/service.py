@@ -128,6 +128,7 @@ class Service:
         self._jobs.add(job)
         self._idle.clear()
         try:
+            self.model.require_unedited()
             if self.model.phase is Phase.FAILED:
                 raise LoadingFailed(self.model.reason, RETRY)
             if self.model.phase is Phase.DRAINING:
