@@ -19,14 +19,12 @@ import struct
 from swiprctl.errors import CannotOpen, Forbidden, NoDaemon, SwiprError, UsageError
 
 SYSTEM_FOLDER = "/run/swipr"
+RUNTIME_FOLDER = "/run/user/{uid}"
 FALLBACK_FOLDER = "/tmp/swipr-{uid}"
 DEFAULT_NAME = "default"
 
 MAX_PATH = 107
 """Bytes of a socket's path; unix(7) has 108 with the final NUL."""
-
-_SEARCHED = 1 << 20
-"""Bytes of a model.toml in which names of files are looked for."""
 
 _PEER_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
@@ -170,67 +168,74 @@ def choose(asked: str | None = None, model: str | None = None) -> Address:
 
 
 def _serving(folder: str) -> Address:
-    """Name the socket of the user's own daemon for a model's folder as it is now.
+    """Name the socket of the user's own daemon for a model's folder.
 
-    Whoever changes model.toml or a file that it names gets another socket, and with it a daemon
-    that has not loaded the old ones; that leaves when nobody asks it any more. What else is in
-    the folder does not count, or answers that are written there would start a daemon each.
+    The folder alone decides. That it has been edited is for the daemon to notice, which leaves
+    then: the next request starts another.
     """
     import hashlib
 
     folder = os.path.realpath(folder)
     try:
-        found = os.stat(f"{folder}/model.toml")
+        os.stat(f"{folder}/model.toml")
     except OSError as error:
         raise CannotOpen(
             f"{folder}/model.toml: {error.strerror}; 'swiprd pack' makes a model's folder"
         ) from error
-    state = (folder, found.st_dev, _mark(found), _named(os.fsencode(folder)))
-    digest = hashlib.blake2b(repr(state).encode(errors="surrogateescape"), digest_size=8)
+    digest = hashlib.blake2b(os.fsencode(folder), digest_size=8)
     return Address(f"{private_folder()}/{digest.hexdigest()}.sock", "private", folder=folder)
-
-
-def _named(folder: bytes) -> list[tuple[bytes, tuple[int, ...]]]:
-    """List the files that model.toml names, by what tells one state of each from another.
-
-    Whatever stands in quotes and is a file counts: a parser of TOML takes longer to import than
-    all of this module. What is wrong with the file is the daemon's to tell.
-    """
-    try:
-        # Non-blocking: opening a named pipe would wait for whoever writes to it.
-        descriptor = os.open(folder + b"/model.toml", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            text = os.read(descriptor, _SEARCHED)
-        finally:
-            os.close(descriptor)
-    except OSError:
-        return []
-    files = []
-    for name in sorted({*text.split(b'"'), *text.split(b"'")}):
-        try:
-            found = os.stat(folder + b"/" + name)
-        except (OSError, ValueError):  # ValueError: a NUL
-            continue
-        if stat.S_ISREG(found.st_mode):
-            files.append((name, _mark(found)))
-    return files
-
-
-def _mark(found: os.stat_result) -> tuple[int, ...]:
-    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def private_folder() -> str:
     """Name the folder of the user's own sockets; it need not be there."""
-    base = os.environ.get("XDG_RUNTIME_DIR", "")
-    if base.startswith("/"):
+    uid = os.geteuid()
+    for base in (os.environ.get("XDG_RUNTIME_DIR", ""), RUNTIME_FOLDER.format(uid=uid)):
+        if base.startswith("/"):
+            try:
+                # sudo(8) may hand root the user's: the owner decides whose it is.
+                if os.stat(base).st_uid == uid:
+                    return f"{base.rstrip('/')}/swipr"
+            except OSError:
+                pass
+    folder = FALLBACK_FOLDER.format(uid=uid)
+    try:
+        taken = os.lstat(folder).st_uid != uid
+    except OSError:
+        return folder
+    return _another(folder) if taken else folder
+
+
+def _another(folder: str) -> str:
+    """Find or make a folder in the place of one that somebody else has made under its name.
+
+    Its own name cannot be foretold, and is found again by its owner. The names begin with the
+    time, so that all who look agree on the oldest.
+    """
+    import time
+
+    made = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    fresh = f"{folder}-{made:016x}-{os.urandom(4).hex()}"
+    for make in (False, True):
         try:
-            # sudo(8) may hand root the user's: the owner decides whose it is.
-            if os.stat(base).st_uid == os.geteuid():
-                return f"{base.rstrip('/')}/swipr"
+            if make:
+                os.mkdir(fresh, 0o700)
+            with os.scandir(os.path.dirname(folder)) as entries:
+                ours = [one.path for one in entries if _is_ours(one, f"{folder}-")]
         except OSError:
-            pass
-    return FALLBACK_FOLDER.format(uid=os.geteuid())
+            break
+        if ours:
+            return min(ours)
+    return folder  # of which the error then tells
+
+
+def _is_ours(entry: os.DirEntry[str], prefix: str) -> bool:
+    if not entry.path.startswith(prefix):
+        return False
+    try:
+        check_folder(entry.path)
+    except (NoDaemon, NotListening):
+        return False
+    return True
 
 
 def check_folder(folder: str, *, make: bool = False) -> None:

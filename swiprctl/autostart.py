@@ -19,6 +19,7 @@ import time
 
 from swiprctl.address import NotListening, check_folder
 from swiprctl.errors import NoDaemon
+from swiprctl.leftovers import sweep, try_lock, unlock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -121,11 +122,8 @@ def start(address: Address) -> Child | None:
     folder, base = os.path.dirname(address.path), address.path.removesuffix(".sock")
     check_folder(folder, make=True)
     try:
-        lock = os.open(
-            f"{address.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-        )
+        lock = _lock(f"{address.path}.lock")
         try:
-            _lock(lock, address.path)
             try:
                 answered = address.connect()
             except NotListening:
@@ -134,13 +132,13 @@ def start(address: Address) -> Child | None:
                 if answered is not None:
                     answered.close()
                 return None
-            return _bind_and_spawn(address.path, f"{base}.log", address.folder)
+            child = _bind_and_spawn(address.path, f"{base}.log", address.folder)
         finally:
-            # Unlocked by name, not by closing: the child may still hold a copy.
-            fcntl.flock(lock, fcntl.LOCK_UN)
-            os.close(lock)
+            unlock(f"{address.path}.lock", lock)
     except OSError as error:
         raise NoDaemon(f"cannot start a daemon on {address.path}: {error.strerror}") from error
+    sweep(folder)
+    return child
 
 
 def _importable(name: str) -> bool:
@@ -150,18 +148,14 @@ def _importable(name: str) -> bool:
         return False
 
 
-def _lock(lock: int, path: str) -> None:
+def _lock(name: str) -> int:
     """Take the lock. flock(2) knows no timeout, and its holder needs milliseconds: so, polled."""
     deadline = time.monotonic() + _LOCK_PATIENCE
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                raise NoDaemon(f"another process holds {path}.lock and starts no daemon") from None
-            time.sleep(0.01)
-        else:
-            return
+    while (lock := try_lock(name)) is None:
+        if time.monotonic() >= deadline:
+            raise NoDaemon(f"another process holds {name} and starts no daemon")
+        time.sleep(0.01)
+    return lock
 
 
 def _bind_and_spawn(path: str, log_path: str, model: str) -> Child:

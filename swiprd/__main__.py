@@ -86,7 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--private",
         action="store_true",
-        help="the passed socket is this daemon's own: remove it when leaving",
+        help="the passed socket is this daemon's own: remove it when leaving; leave when the model"
+        " is edited",
     )
     add_options(serve)
     check = commands.add_parser(
@@ -120,7 +121,7 @@ def _serve(options: argparse.Namespace) -> int:
     try:
         listeners = listen_sockets()
         own = options.private
-        managed = bool(listeners) and not own
+        managed, private = bool(listeners) and not own, bool(listeners) and own
         if not managed:
             load_settings(options)  # before the socket is made
         if not listeners and options.socket is not None:
@@ -149,6 +150,7 @@ def _serve(options: argparse.Namespace) -> int:
             listeners,
             manager,
             own=own,
+            private=private,
             fault=fault,
             find_fault=lambda: _settings(options, managed)[1],
         )

@@ -7,6 +7,7 @@ import contextlib
 import signal
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 from swiprctl.errors import SwiprError
 from swiprd import ownsocket
@@ -21,6 +22,7 @@ _DRAIN = 25.0  # seconds; systemd's TimeoutStopSec= is 30
 _FLUSH = 2.0  # seconds for clients to take their last replies
 _EXTEND = 30.0  # seconds asked for at a time while the model loads, or cannot be loaded
 _LOOK = 2.0  # seconds between looks whether settings that cannot be used have changed
+_LOCK_PATIENCE = 1.0  # seconds for a lock that somebody else holds; what is left then is stale
 _BEATS = 4  # signs of life in the time that the watchdog allows
 
 
@@ -29,6 +31,8 @@ class Daemon:
 
     Args:
         own: the listeners are nobody else's: remove their paths when leaving.
+        private: a client has started it for its user, and starts the next: leave when the model's
+            folder is edited, and take the log along.
         fault: what is wrong with the settings, which are not used then: all that is answered.
         find_fault: gives what is wrong with them now.
     """
@@ -40,6 +44,7 @@ class Daemon:
         manager: Manager,
         *,
         own: bool,
+        private: bool = False,
         fault: str = "",
         find_fault: Callable[[], str] = str,
     ) -> None:
@@ -48,6 +53,7 @@ class Daemon:
         self._manager = manager
         # The path of each, to be removed; empty where somebody else keeps the sockets.
         self._own = {one: ownsocket.mark(one) for one in listeners} if own else {}
+        self._private = private
         self._fault = fault
         self._find_fault = find_fault
         self._stop = asyncio.Event()
@@ -63,6 +69,8 @@ class Daemon:
         """
         loop = asyncio.get_running_loop()
         service = Service(self._settings, self._phase, self._reloads, fault=self._fault)
+        if self._private:
+            service.model.edits.on_edit = self._stop.set
         server = Server(self._listeners, service, self._settings)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
@@ -80,15 +88,29 @@ class Daemon:
             chore.cancel()
         await asyncio.gather(*chores, return_exceptions=True)
         server.stop_accepting()
-        for listener, mark in self._own.items():
-            ownsocket.release(listener, mark, even_if_wanted=True)
+        paths = [Path(listener.getsockname()) for listener in self._own]
+        await self._release()
         await service.drain(_DRAIN)
         await server.flush(_FLUSH)
         server.close()
         await service.close()
+        if self._private:
+            for path in paths:
+                ownsocket.remove_log(path)
         if not self._again:
             log.info("left")
         return self._again
+
+    async def _release(self) -> None:
+        """Give up the listeners' paths, and the listeners, whose clients then go to a successor."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _LOCK_PATIENCE
+        for listener, mark in self._own.items():
+            while not ownsocket.release(listener, mark, even_if_wanted=True):
+                if loop.time() >= until:
+                    break  # nobody answers there any more, so that the next daemon takes its place
+                await asyncio.sleep(0.02)
+            listener.close()
 
     def _phase(self, phase: Phase, line: str) -> None:
         match phase:

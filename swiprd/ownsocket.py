@@ -1,7 +1,8 @@
 """A listening socket that no service manager keeps: bound here or by a client that starts us.
 
 Whoever makes or removes such a socket holds the lock beside it, so that two starters, or a starter
-and a daemon that leaves, cannot take each other's socket away.
+and a daemon that leaves, cannot take each other's socket away. The lock's file goes with the lock.
+Nobody waits for it without an end: somebody else may hold it for good.
 """
 
 from __future__ import annotations
@@ -12,10 +13,14 @@ import fcntl
 import os
 import select
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 BACKLOG = 128
+
+_LOCK_PATIENCE = 5.0  # seconds; its holder needs milliseconds
+_LOCK_LOOK = 0.01
 
 Mark = tuple[int, int]  # device and inode
 
@@ -41,7 +46,7 @@ def bind(path: Path) -> socket.socket:
         )
     if not path.parent.is_dir():
         raise OSError(errno.ENOENT, f"there is no folder {path.parent}: make it first")
-    with _lock(path):
+    with _lock(path, patience=_LOCK_PATIENCE):
         if path.is_socket():
             if _answers(path):
                 raise InUse(
@@ -80,11 +85,11 @@ def release(listener: socket.socket, marked: Mark | None, *, even_if_wanted: boo
         even_if_wanted: remove it though a client waits on it; it will reconnect and start another.
 
     Returns:
-        False, with the path left alone, where a client waits or is starting just now.
+        False, with the path left alone, where a client waits or somebody holds the lock just now.
     """
     path = Path(listener.getsockname())
     try:
-        with _lock(path, wait=even_if_wanted):
+        with _lock(path):
             wanted = bool(select.select([listener], [], [], 0)[0])
             if wanted and not even_if_wanted:
                 return False
@@ -95,6 +100,16 @@ def release(listener: socket.socket, marked: Mark | None, *, even_if_wanted: boo
     except OSError:
         return True  # the folder is gone or not ours: nobody can find the socket there any more
     return True
+
+
+def remove_log(path: Path) -> None:
+    """Remove the log of a daemon that a client had started and that has left in order.
+
+    It stays where a successor has taken the path, and writes to the same file.
+    """
+    with contextlib.suppress(OSError), _lock(path):
+        if not os.path.lexists(path):
+            path.with_suffix(".log").unlink()
 
 
 def _answers(path: Path) -> bool:
@@ -112,11 +127,38 @@ def _answers(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _lock(path: Path, *, wait: bool = True) -> Iterator[None]:
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    descriptor = os.open(f"{path}.lock", flags, 0o600)
+def _lock(path: Path, *, patience: float = 0.0) -> Iterator[None]:
+    """Hold the lock of a path.
+
+    Raises:
+        BlockingIOError: somebody else has held it for `patience` seconds.
+    """
+    name = f"{path}.lock"
+    until = time.monotonic() + patience
+    while (descriptor := _try_lock(name)) is None:
+        if time.monotonic() >= until:
+            raise BlockingIOError(errno.EAGAIN, f"another process holds {name}")
+        time.sleep(_LOCK_LOOK)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
+        with contextlib.suppress(OSError):
+            Path(name).unlink()
         os.close(descriptor)
+
+
+def _try_lock(name: str) -> int | None:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    descriptor = os.open(name, flags, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Whoever held it before has removed the file with it: then this is nobody's lock.
+        if os.path.samestat(os.fstat(descriptor), os.lstat(name)):
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None

@@ -139,6 +139,7 @@ class Service:
         try:
             if job.image.error is not None:
                 raise job.image.error
+            self.model.require_unedited()
             if self.model.phase is Phase.FAILED:
                 raise LoadingFailed(self.model.reason, RETRY)
             if self.model.phase is Phase.DRAINING:

@@ -12,10 +12,11 @@ from collections.abc import Callable, Coroutine, Iterator
 from enum import Enum
 from typing import Protocol
 
-from swiprctl.errors import LoadingFailed, SwiprError
+from swiprctl.errors import LoadingFailed, ShuttingDown, SwiprError
 from swiprd.bundle import Bundle
 from swiprd.calibrate import calibrate
 from swiprd.config import Settings
+from swiprd.edits import Edits
 from swiprd.loading import close, load, signature
 from swiprd.log import log
 from swiprd.pool import Owner, Pool
@@ -25,6 +26,7 @@ RETRY = 60.0
 """Seconds between tries to load a model that failed though its files did not change."""
 
 _LOOK = 2.0  # seconds between looks whether a failed model's files have changed
+_READS = 3  # at most, where the folder is edited during each
 
 
 class Phase(Enum):
@@ -63,6 +65,7 @@ class Succession:
         pools: those that have processes, with those that drain after a reload.
         reason: a line for people on `phase`.
         reload_error: why the last reload failed; empty where it did not.
+        edits: whether requests notice that the folder has been edited; else only a reload does.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class Succession:
         self.phase = Phase.LOADING
         self.reason = ""
         self.reload_error = ""
+        self.edits = Edits(settings.model)
 
     def start(self) -> None:
         """Begin to load the model."""
@@ -123,12 +127,25 @@ class Succession:
         """Wait until `settled`."""
         await self._settled.wait()
 
+    def require_unedited(self) -> None:
+        """See that who serves has read the folder as it is now, where that is looked at.
+
+        Raises:
+            ShuttingDown: it has been edited; a successor will answer.
+        """
+        failed = self.phase is Phase.FAILED
+        # Not while it is being read: `_read` looks when that is done.
+        if (failed or self.phase is Phase.READY) and self.edits.noticed(failed=failed):
+            raise ShuttingDown("the model has been edited: the next daemon reads it anew", 0.1)
+
     def current(self) -> tuple[Pool, Bundle]:
         """Return who serves, and from which folder.
 
         Raises:
             LoadingFailed: there is no model.
+            ShuttingDown: it has been edited.
         """
+        self.require_unedited()
         if self.pool is None or self.bundle is None:
             raise LoadingFailed(self.reason or "the model is being loaded", 1.0)
         return self.pool, self.bundle
@@ -207,6 +224,7 @@ class Succession:
     async def _keep_trying(self, error: LoadingFailed) -> None:
         """Say why there is no model, and try again when its files change, or after a while."""
         while True:
+            self.edits.settle()
             self._enter(Phase.FAILED, f"the model cannot be loaded: {error}")
             self._court.refuse_waiting(LoadingFailed(self.reason, RETRY))
             seen = signature(self._settings.model)
@@ -227,7 +245,7 @@ class Succession:
         if self._fault:
             raise LoadingFailed(self._fault)
         try:
-            return await load(self._settings, self._court, self._ids, self.pools)
+            return await self._read()
         except LoadingFailed:
             raise
         except Exception as error:
@@ -235,9 +253,25 @@ class Succession:
             log.error("the model cannot be loaded: %r", error, exc_info=error)
             raise LoadingFailed(f"{self._settings.model}: {error!r}") from error
 
+    async def _read(self) -> tuple[Pool, Bundle]:
+        """Load the folder; again where it was edited meanwhile: who waits may have asked since."""
+        for left in reversed(range(_READS)):
+            self.edits.reading()
+            try:
+                pool, bundle = await load(self._settings, self._court, self._ids, self.pools)
+            except LoadingFailed:
+                if not left or not self.edits.stale():
+                    raise
+            else:
+                if not left or not self.edits.stale():
+                    break
+                await close(pool, self.pools)
+        return pool, bundle
+
     def _install(self, pool: Pool, bundle: Bundle) -> None:
         old, self.pool, self.bundle = self.pool, pool, bundle
         self._bundles = {p: b for p, b in self._bundles.items() if p in self.pools} | {pool: bundle}
+        self.edits.settle()
         if old is not None:
             self._spawn(self._retire(old))
         self.reload_error = ""

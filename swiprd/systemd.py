@@ -7,6 +7,7 @@ believes they are meant for it.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import time
@@ -48,12 +49,16 @@ def listen_sockets() -> list[socket.socket]:
 class Manager:
     """Tells the service manager how the daemon fares, per sd_notify(3). Silent where none listens.
 
+    It waits for nobody: of what a manager does not take that is busy, the latest of each kind is
+    told when it reads again, and signs of life, which are news only then, are not.
+
     Attributes:
         watchdog: seconds within which WATCHDOG=1 must be sent, None where nobody waits for it.
     """
 
     def __init__(self) -> None:
-        self._notifier = sdnotify.SystemdNotifier() if os.environ.get("NOTIFY_SOCKET") else None
+        self._notifier = _notifier() if os.environ.get("NOTIFY_SOCKET") else None
+        self._untold: list[str] = []
         os.environ.pop("NOTIFY_SOCKET", None)
         usec = os.environ.pop("WATCHDOG_USEC", "")
         pid = os.environ.pop("WATCHDOG_PID", str(os.getpid()))
@@ -83,17 +88,57 @@ class Manager:
 
     def alive(self) -> None:
         """A worker has answered the canary lately."""
-        self._tell("WATCHDOG=1")
+        self._flush()
+        if not self._untold:
+            self._send("WATCHDOG=1")
 
     def extend(self, seconds: float) -> None:
         """Ask for that much more time from now to start or to stop."""
         self._tell(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
 
     def _tell(self, state: str) -> None:
-        if self._notifier is not None:
+        kind = state.partition("=")[0]
+        self._untold = [one for one in self._untold if one.partition("=")[0] != kind]
+        self._untold.append(state)
+        self._flush()
+
+    def _flush(self) -> None:
+        while self._untold and self._send(self._untold[0]):
+            del self._untold[0]
+        if self._notifier is None:
+            return
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return  # the next thing to tell is the next try
+        if self._untold:
+            loop.add_writer(self._notifier.socket, self._flush)
+        else:
+            loop.remove_writer(self._notifier.socket)
+
+    def _send(self, state: str) -> bool:
+        """Send a message, or drop it where nobody listens; False where it has to wait."""
+        if self._notifier is None:
+            return True
+        try:
             # sdnotify encodes as Latin-1 and drops what that cannot: READY=1 along with a status
             # in Greek. The manager reads UTF-8, so the text is made to come out as that.
             self._notifier.notify(state.encode(errors="replace").decode("latin-1"))
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass  # the manager has gone
+        return True
+
+
+def _notifier() -> sdnotify.SystemdNotifier | None:
+    """Connect to the manager; None where that cannot be done."""
+    try:
+        notifier = sdnotify.SystemdNotifier(debug=True)  # it raises what it would hide
+    except OSError:
+        return None
+    notifier.socket.setblocking(False)
+    return notifier
 
 
 def _line(text: str) -> str:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import grp
+import json
 import os
+import select
 import shutil
+import signal
 import socket
+import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import standin
 
-from swiprctl import address
+from swiprctl import Client, address
 from swiprctl.address import MAX_PATH, Address, choose
 from swiprctl.errors import CannotOpen, Forbidden, NoDaemon, UsageError
 
@@ -28,6 +34,10 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "system"
     folder.mkdir()
     monkeypatch.setattr(address, "SYSTEM_FOLDER", str(folder))
+    monkeypatch.setattr(address, "RUNTIME_FOLDER", str(tmp_path / "no-{uid}"))
+    monkeypatch.setattr(address, "FALLBACK_FOLDER", str(tmp_path / "tmp" / "swipr-{uid}"))
+    (tmp_path / "tmp").mkdir(mode=0o777)
+    (tmp_path / "tmp").chmod(0o1777)
     monkeypatch.delenv("SWIPR_SOCKET", raising=False)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     return folder
@@ -53,21 +63,103 @@ def test_the_order(system: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_runtime_folder_that_is_not_ours_is_not_used(
-    system: Path, monkeypatch: pytest.MonkeyPatch
+    system: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fallback = f"/tmp/swipr-{os.geteuid()}/default.sock"
+    fallback = f"{tmp_path}/tmp/swipr-{os.geteuid()}/default.sock"
     for value in ("", "relative", str(system / "missing")):
         monkeypatch.setenv("XDG_RUNTIME_DIR", value)
         assert choose().path == fallback
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     assert choose().path == fallback
+    (tmp_path / f"no-{os.geteuid()}").mkdir()
+    assert choose().path == f"{tmp_path}/no-{os.geteuid()}/swipr/default.sock", "as cron has it"
 
 
 @needs_root
 @pytest.mark.usefixtures("system")
 def test_root_does_not_use_a_users_runtime_folder(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
     os.chown(tmp_path, NOBODY, NOBODY)
-    assert choose().path == "/tmp/swipr-0/default.sock"
+    assert choose().path == f"{tmp_path}/tmp/swipr-0/default.sock"
+
+
+@needs_root
+@pytest.mark.usefixtures("system")
+class TestAFallbackThatSomebodyElseHasTaken:
+    @pytest.fixture
+    def taken(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+        monkeypatch.delenv("XDG_RUNTIME_DIR")
+        with tempfile.TemporaryDirectory() as name:  # pytest's are too long for a socket's path
+            Path(name).chmod(0o1777)
+            monkeypatch.setattr(address, "FALLBACK_FOLDER", f"{name}/swipr-{{uid}}")
+            taken = Path(name) / "swipr-0"
+            taken.mkdir(mode=0o777)
+            os.chown(taken, NOBODY, NOBODY)
+            yield taken
+
+    def test_another_is_made_and_found_again(self, taken: Path) -> None:
+        path = Path(choose().path)
+        assert path.parent != taken
+        assert path.parent.parent == taken.parent
+        info = path.parent.stat()
+        assert (info.st_uid, stat.S_IMODE(info.st_mode)) == (0, 0o700)
+        assert choose().path == str(path), "daemon and clients meet there"
+        address.check_folder(str(path.parent), make=True)
+        taken.rmdir()
+        assert choose().path == f"{taken}/default.sock"
+
+    @pytest.mark.parametrize("kind", ["file", "link"])
+    def test_whatever_it_is(self, taken: Path, tmp_path: Path, kind: str) -> None:
+        taken.rmdir()
+        if kind == "file":
+            taken.touch()
+        else:
+            (tmp_path / "mine").mkdir(mode=0o700)
+            taken.symlink_to(tmp_path / "mine")
+        os.chown(taken, NOBODY, NOBODY, follow_symlinks=False)
+        folder = Path(choose().path).parent
+        assert folder.name.startswith("swipr-0-")
+
+    def test_what_others_put_beside_it_is_not_used(self, taken: Path) -> None:
+        early = f"{taken}-{0:016x}-"
+        Path(f"{early}their-own").mkdir(mode=0o700)
+        os.chown(f"{early}their-own", NOBODY, NOBODY)
+        Path(f"{early}open").mkdir()
+        Path(f"{early}open").chmod(0o770)
+        Path(f"{early}link").symlink_to(taken)
+        Path(f"{early}file").touch()
+        folder = Path(choose().path).parent
+        assert not folder.name.startswith(Path(early).name)
+        assert choose().path == f"{folder}/default.sock"
+
+    def test_who_made_it_blocks_nobody(
+        self, taken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A daemon is started there, and the next client asks the same one."""
+        record = tmp_path / "record"
+        monkeypatch.setenv("STANDIN_RECORD", str(record))
+        python = standin.make(tmp_path / "python")
+        monkeypatch.setenv("PYTHONPATH", f"{python}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+        monkeypatch.setattr(sys, "path", [*sys.path, str(python)])
+        try:
+            models = set()
+            for _ in range(2):
+                with Client() as client:
+                    assert not client.socket_path.startswith(f"{taken}/")
+                    models.add(client.predict(b"12345").model)
+            assert len(models) == 1
+        finally:
+            for line in record.read_text().splitlines():
+                pidfd = os.pidfd_open(json.loads(line)["pid"])
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                select.select([pidfd], [], [], 10)
+                os.close(pidfd)
+
+    def test_many_at_once_agree(self, taken: Path) -> None:
+        """Of those that were made at the same time, all take the oldest from then on."""
+        for number in (3, 1, 2):
+            Path(f"{taken}-{number:016x}-x").mkdir(mode=0o700)
+        assert choose().path == f"{taken}-{1:016x}-x/default.sock"
 
 
 def test_a_model_has_a_socket_of_the_system(system: Path) -> None:
@@ -98,44 +190,7 @@ def test_a_models_folder_has_a_socket_of_the_users_own(
     shutil.copy2(pets / "model.toml", tmp_path / "cats")
     assert choose(None, "./cats").path != found.path
     (pets / "model.toml").write_text('name = "pets"\nsha256 = "…"\n')
-    assert choose(None, "./pets").path != found.path, "a daemon of the old one may still be there"
-
-
-@pytest.mark.usefixtures("system")
-def test_whoever_changes_a_file_of_the_model_gets_another_daemon(tmp_path: Path) -> None:
-    pets = tmp_path / "pets"
-    (pets / "sub").mkdir(parents=True)
-    (pets / "model.toml").write_text(
-        "# isn't this one fine?\nname = 'pets'\nlabels = 'labels.txt'\n"
-        'weights = "sub/weights.pth"  # "best.pth"\n[canary]\nimage = "cat.jpg"\n'
-    )
-    for name in ("labels.txt", "sub/weights.pth", "cat.jpg"):
-        (pets / name).write_text("1")
-    seen = {choose(None, f"{pets}/").path}
-    for name in ("labels.txt", "sub/weights.pth", "cat.jpg", "model.toml"):
-        info = (pets / name).stat()
-        os.utime(pets / name, ns=(info.st_atime_ns, info.st_mtime_ns + 1))
-        seen.add(choose(None, f"{pets}/").path)
-    new = tmp_path / "new"
-    new.write_text("2")
-    shutil.copystat(pets / "labels.txt", new)
-    new.rename(pets / "labels.txt")  # of the same name, size and time
-    seen.add(choose(None, f"{pets}/").path)
-    (pets / "labels.txt").unlink()
-    seen.add(choose(None, f"{pets}/").path)
-    assert len(seen) == 7
-
-
-@pytest.mark.usefixtures("system")
-def test_what_is_put_beside_a_model_starts_no_daemon(tmp_path: Path) -> None:
-    """Answers, for one: `swiprctl --model ./pets predict … >pets/rows.csv`."""
-    (tmp_path / "model.toml").write_text('name = "pets"\nweights = "weights.pth"\n')
-    (tmp_path / "weights.pth").touch()
-    before = choose(None, f"{tmp_path}/").path
-    (tmp_path / "rows.csv").write_text("0.5,0.5\n")
-    (tmp_path / "pets").mkdir()
-    (tmp_path / "pets" / "cat.jpg").touch()
-    assert choose(None, f"{tmp_path}/").path == before
+    assert choose(None, "./pets").path == found.path, "an edit is for the daemon to notice"
 
 
 @pytest.mark.usefixtures("system")

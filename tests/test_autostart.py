@@ -100,7 +100,8 @@ def test_it_is_started_as_systemd_would(home: Home) -> None:
     assert one["folder"] == "/"
     assert one["mask"] == 0o077
     assert stat.S_IMODE(home.socket.parent.stat().st_mode) == 0o700
-    for file in (home.socket, home.log, Path(f"{home.socket}.lock")):
+    assert {*home.socket.parent.iterdir()} == {home.socket, home.log}, "the lock is gone"
+    for file in (home.socket, home.log):
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 

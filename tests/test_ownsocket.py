@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from conftest import StartDaemon
 
 from swiprd import ownsocket
 from swiprd.ownsocket import InUse, bind
@@ -186,53 +188,112 @@ class TestRelease:
         connect(path).close()
 
 
-@pytest.fixture
-def held(path: Path) -> Iterator[int]:
-    """The lock beside the path, as somebody holds it who is starting a daemon."""
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """The lock beside the path, as somebody holds it who is starting a daemon, or never lets go."""
     descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
-    yield descriptor
-    os.close(descriptor)
+    try:
+        yield
+    finally:
+        os.unlink(f"{path}.lock")  # noqa: PTH108 - as its holders do
+        os.close(descriptor)
 
 
 class TestLock:
-    def test_an_idle_daemon_stays_for_whoever_is_starting(
-        self, path: Path, bound: Bind, held: int
+    @pytest.mark.parametrize("wanted", [False, True])
+    def test_a_daemon_waits_for_nobody_who_holds_it(
+        self, path: Path, bound: Bind, wanted: bool
     ) -> None:
-        fcntl.flock(held, fcntl.LOCK_UN)
+        """Its loop must run on: who holds the lock may do so for good."""
         listener = bound(path)
-        fcntl.flock(held, fcntl.LOCK_EX)
-        assert not release(listener, even_if_wanted=False)
-        assert path.is_socket()
-        fcntl.flock(held, fcntl.LOCK_UN)
-        assert release(listener, even_if_wanted=False)
+        with held(path):
+            assert not release(listener, even_if_wanted=wanted)
+            assert path.is_socket()
+        assert release(listener, even_if_wanted=wanted)
+        assert not path.exists()
 
-    @pytest.mark.parametrize("act", ["bind", "release"])
-    def test_who_must_waits_for_it(self, path: Path, bound: Bind, held: int, act: str) -> None:
-        if act == "release":
-            fcntl.flock(held, fcntl.LOCK_UN)
-            listener = bound(path)
-            fcntl.flock(held, fcntl.LOCK_EX)
-            thread = threading.Thread(target=lambda: release(listener, even_if_wanted=True))
-        else:
+    def test_who_binds_waits_for_it(self, path: Path, bound: Bind) -> None:
+        with held(path):
             thread = threading.Thread(target=lambda: bound(path))
-        before = path.exists()
-        thread.start()
-        thread.join(0.2)  # absence has no event
-        assert thread.is_alive()
-        assert path.exists() == before
-        fcntl.flock(held, fcntl.LOCK_UN)
+            thread.start()
+            thread.join(0.2)  # absence has no event
+            assert thread.is_alive()
+            assert not path.exists()
         thread.join(20)
-        assert path.exists() != before
+        assert path.is_socket()
 
-    def test_it_is_the_users_own_and_follows_no_link(self, path: Path, bound: Bind) -> None:
-        bound(path)
-        assert path.with_name("s.sock.lock").stat().st_mode & 0o777 == 0o600
+    def test_but_not_for_ever(
+        self, path: Path, bound: Bind, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(ownsocket, "_LOCK_PATIENCE", 0.1)
+        with held(path), pytest.raises(OSError, match=rf"another process holds {path}\.lock"):
+            bound(path)
+
+    @pytest.mark.timeout(90)
+    def test_sigterm_ends_a_daemon_whoever_holds_it(
+        self, start_daemon: StartDaemon, photos: list[bytes]
+    ) -> None:
+        daemon = start_daemon().wait_ready()
+        with held(daemon.path), daemon.connect() as peer:
+            assert peer.ask(image=photos[0]).error is None
+            assert daemon.stop() == 0
+        assert daemon.path.is_socket(), "it is left to the next daemon, which replaces it"
+
+    def test_it_is_the_users_own_and_follows_no_link(self, path: Path) -> None:
+        with ownsocket._lock(path):
+            assert path.with_name("s.sock.lock").stat().st_mode & 0o777 == 0o600
         other = path.with_name("other.sock")
         other.with_name("other.sock.lock").symlink_to("target")
         with pytest.raises(OSError, match="Too many levels of symbolic links"):
             bind(other)
         assert not path.with_name("target").exists()
+
+    def test_no_file_of_it_stays(self, path: Path, bound: Bind) -> None:
+        listener = bound(path)
+        assert os.listdir(path.parent) == [path.name]
+        release(listener, even_if_wanted=True)
+        assert os.listdir(path.parent) == []
+
+    def test_a_lock_whose_file_is_gone_is_nobodys(self, path: Path) -> None:
+        """Nobody holds it at the same time as another, though its file comes and goes."""
+        inside: list[int] = []
+        seen = []
+
+        def hold() -> None:
+            for _ in range(200):
+                with ownsocket._lock(path, patience=20):
+                    inside.append(1)
+                    seen.append(len(inside))
+                    inside.pop()
+
+        threads = [threading.Thread(target=hold) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert seen == [1] * 800
+        assert not path.with_name("s.sock.lock").exists()
+
+
+class TestLog:
+    def test_it_goes_with_the_last_daemon(self, path: Path) -> None:
+        path.with_suffix(".log").touch()
+        ownsocket.remove_log(path)
+        assert os.listdir(path.parent) == []
+        ownsocket.remove_log(path)
+
+    def test_a_successor_keeps_it(self, path: Path, bound: Bind) -> None:
+        bound(path)
+        path.with_suffix(".log").touch()
+        ownsocket.remove_log(path)
+        assert path.with_suffix(".log").exists()
+
+    def test_so_does_who_is_starting(self, path: Path) -> None:
+        path.with_suffix(".log").touch()
+        with held(path):
+            ownsocket.remove_log(path)
+        assert path.with_suffix(".log").exists()
 
 
 _RACER = """

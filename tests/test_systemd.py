@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -250,3 +251,61 @@ class TestWatchdog:
 
     def test_another_processes_is_not_ours(self) -> None:
         assert notify("", WATCHDOG_USEC="2500000", WATCHDOG_PID="1")[0] is None
+
+
+_FULL = """
+import asyncio, os, socket, sys
+from swiprd.systemd import Manager
+filler = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+filler.setblocking(False)
+filler.connect(os.environ["NOTIFY_SOCKET"])
+try:
+    while True:
+        filler.send(b"FILLER=1")
+except BlockingIOError:
+    pass
+manager = Manager()
+
+async def main():
+    manager.status("loading the model")
+    for _ in range(50):
+        manager.alive()
+        manager.extend(30)
+    manager.ready("serving m@1")
+    manager.reloading()
+    manager.status("one")
+    manager.reloaded("serving m@2")
+    print("not blocked", flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+    manager.status("the last")
+
+asyncio.run(main())
+"""
+
+
+def test_a_full_socket_blocks_nobody_and_loses_no_state(told: Told, tmp_path: Path) -> None:
+    """A manager that reads nothing for a while hears, when it reads again, how things stand."""
+    daemon = subprocess.Popen(
+        [sys.executable, "-P", "-c", _FULL],
+        env={**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert daemon.stdout is not None
+        assert select.select([daemon.stdout], [], [], 20)[0], "it is blocked"
+        assert daemon.stdout.readline() == "not blocked\n"
+        heard: list[str] = []
+        while "READY=1\nSTATUS=serving m@2" not in heard:
+            assert select.select([told.socket], [], [], 20)[0], heard
+            heard += [one for one in told.read() if one != "FILLER=1"]
+        assert "WATCHDOG=1" not in heard, "that was then"
+        firsts = [one.split("\n")[0] for one in heard]
+        assert firsts == ["EXTEND_TIMEOUT_USEC=30000000", "RELOADING=1", "STATUS=one", "READY=1"]
+        daemon.communicate("\n", timeout=20)
+        assert daemon.returncode == 0
+        assert told.read() == ["STATUS=the last"]
+    finally:
+        daemon.kill()
+        daemon.communicate()
