@@ -17,10 +17,10 @@ from itertools import count
 from pathlib import Path
 
 from daemonprocess import PATIENCE, DaemonProcess, Peer
+from person import Person, Say
 from unprivileged import Unprivileged
 
 from campaign.host import folder
-from campaign.person import Person, Say
 from campaign.pictures import Pictures, quick_model
 from swiprctl.errors import SwiprError
 

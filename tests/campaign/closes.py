@@ -20,13 +20,13 @@ from pathlib import Path
 
 import fuseserver
 from daemonprocess import Peer
+from person import Person, Say, people
 from unprivileged import possible
 from vitals import send_rights, until_closed
 
 from campaign import bystander
 from campaign.bystander import Scene
 from campaign.outcome import Outcome
-from campaign.person import Person, Say, people
 from swiprctl.protocol import Reply
 
 SECONDS = 90.0

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from daemonprocess import Peer
+from person import Person, Say, people
 from unprivileged import UID as DAEMON
 from unprivileged import possible
 from vitals import held
@@ -23,7 +24,6 @@ from campaign import bystander
 from campaign.bystander import Scene
 from campaign.host import folder
 from campaign.outcome import Outcome
-from campaign.person import Person, Say, people
 from swiprctl.protocol import Reply
 
 SECONDS = 45.0

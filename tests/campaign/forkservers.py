@@ -16,11 +16,11 @@ from pathlib import Path
 
 import fuseserver
 from daemonprocess import DaemonProcess, Peer
+from person import Person, Say
 from vitals import send_rights
 
 from campaign import bystander
 from campaign.outcome import Outcome
-from campaign.person import Person, Say
 
 SECONDS = 45.0
 

@@ -11,13 +11,13 @@ from collections import Counter
 from pathlib import Path
 
 from daemonprocess import Peer
+from person import Person, Say, people
 from unprivileged import possible
 from venom import Venom, environment
 
 from campaign import bystander
 from campaign.host import folder
 from campaign.outcome import Outcome
-from campaign.person import Person, Say, people
 from campaign.pictures import Pictures
 
 SECONDS = 70.0

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from bombs import progressive
 from daemonprocess import DaemonProcess, Peer, wait_until
+from person import Person, Say, people
 from unprivileged import possible
 
 from campaign import bystander
 from campaign.outcome import Outcome
-from campaign.person import Person, Say, people
 
 SECONDS = 60.0
 

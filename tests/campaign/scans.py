@@ -13,11 +13,11 @@ from pathlib import Path
 
 from bombs import progressive
 from daemonprocess import Peer
+from person import Person, Say, people
 from unprivileged import possible
 
 from campaign import bystander
 from campaign.outcome import Outcome
-from campaign.person import Person, Say, people
 from swiprctl.protocol import MAX_TIMEOUT
 
 SECONDS = 90.0
