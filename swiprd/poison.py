@@ -11,12 +11,12 @@ from collections import Counter, OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from swiprctl.errors import SwiprError
+from swiprctl.errors import DeadlineExceeded, SwiprError
 
 MOST = 1024
 """Images remembered at a time; a newer one takes the place of the least recently seen."""
 
-_LONGER = 3.0
+LONGER = 4.0
 """Times as long as it had in vain must a request give an image, for it to be tried again."""
 
 
@@ -77,6 +77,21 @@ class Poison:
         self._entries[image] = _Entry(error, now + self.seconds, ran)
         self._sizes[image.size] += 1
 
+    def suspect(self, image: Identity, now: float) -> None:
+        """Take note that an image keeps a worker busy for long, and may hang. It is not refused,
+        but others go first, until it is remembered, or absolved."""
+        if image not in self._entries:
+            self.remember(image, DeadlineExceeded("it may hang"), now, ran=0.0)  # never told
+
+    def suspects(self, image: Identity, now: float) -> bool:
+        """Whether an image is known for something."""
+        entry = self._entries.get(image)
+        return entry is not None and now < entry.until
+
+    def absolve(self, image: Identity) -> None:
+        """Forget an image: it has been answered."""
+        self._forget(image)
+
     def recall(self, image: Identity, now: float, *, patience: float) -> SwiprError | None:
         """Give what a request for this image is told at once; None where it may be tried.
 
@@ -89,7 +104,7 @@ class Poison:
         if now >= entry.until:
             self._forget(image)
             return None
-        if patience > _LONGER * entry.ran:
+        if not entry.ran or patience > LONGER * entry.ran:
             return None
         self._entries.move_to_end(image)
         self.refused += 1

@@ -54,6 +54,12 @@ def remember(
         poison.remember(image, error, now, ran=ran)
 
 
+def suspected(poison: Poison, descriptor: int, now: float) -> Identity | None:
+    """Which image this is, if it is one that is known for something and may be tried."""
+    image = recognise(descriptor, poison.has_size) if len(poison) else None
+    return image if image is not None and poison.suspects(image, now) else None
+
+
 def _is_fixed(descriptor: int) -> bool:
     try:
         return fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _FIXED == _FIXED
