@@ -3,23 +3,22 @@
 Requests wait in one queue a uid. The next turn is that of the uid whose last one is longest ago, so
 that a flood from one delays another by one request at most, the one that runs. When the queue is
 full, a newcomer whose uid holds less than its share takes the place of the newest request of the
-uid that holds the most.
+uid that holds the most. Suspects, whose images have kept a worker busy for long and may hang, wait
+beside all others.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import count
 
 from swiprctl.errors import DeadlineExceeded, Overloaded, SwiprError
 from swiprd.attachment import Attachment
 from swiprd.haste import Haste
+from swiprd.line import Line
 from swiprd.typical import Typical
 
 _LEAST = 5  # answers before anybody is refused for what they took
-_TURNS_KEPT = 1024  # uids whose last turn is remembered; who is forgotten goes first
 _SOONEST_RETRY = 0.05  # seconds; a shorter wait is a busy loop
 
 
@@ -43,6 +42,9 @@ class Job:
         alone: it was in a batch that did not end well: the next try is its own.
         overdue: when it had been in a worker, and it alone, for far longer than is usual,
             monotonic; 0: that is not so.
+        suspect: it, or another with the same image, has been: it waits until nobody else does.
+        ran: seconds of its longest time in a worker in vain; of processor time, if it computed.
+        computed: seconds of processor time that its worker had had before.
     """
 
     id: int
@@ -59,6 +61,9 @@ class Job:
     kills: int = 0
     alone: bool = False
     overdue: float = 0.0
+    suspect: bool = False
+    ran: float = 0.0
+    computed: float = 0.0
     ended: bool = field(default=False)
 
 
@@ -67,12 +72,10 @@ class Admission:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._waiting: dict[int, deque[Job]] = {}  # by uid
-        self._turns: dict[int, int] = {}  # by uid: the number of its last turn; the oldest first
-        self._numbers = count(1)
+        self._fresh = Line()
+        self._suspects = Line()  # whose turn it is when nobody else waits
         self._held: dict[int, int] = {}  # by uid, waiting and running
         self._total = 0
-        self._queued = 0
         self._between = Typical(_LEAST)  # seconds between two answers while there is work
         self._quickest = 0.0  # seconds that the quickest image of all took; 0: not known yet
         self._haste = Haste()
@@ -81,7 +84,7 @@ class Admission:
     @property
     def waiting(self) -> int:
         """Requests that wait."""
-        return self._queued
+        return len(self._fresh) + len(self._suspects)
 
     @property
     def total(self) -> int:
@@ -90,7 +93,7 @@ class Admission:
 
     def oldest(self, now: float) -> float:
         """Seconds that the longest waiting request has waited."""
-        return max((now - q[0].arrived for q in self._waiting.values() if q), default=0.0)
+        return max((now - job.arrived for job in (*self._fresh, *self._suspects)), default=0.0)
 
     def admit(self, job: Job, now: float) -> Job | None:
         """Let a job wait. Return the job that has to make room for it, if one has to.
@@ -103,45 +106,48 @@ class Admission:
         victim = None
         if self._total >= self.limit:
             victim = self._make_room(job.uid)
-        self._waiting.setdefault(job.uid, deque()).append(job)
-        self._queued += 1
+        self._fresh.append(job)
         self._count(job.uid, 1)
         return victim
 
     def requeue(self, job: Job) -> None:
-        """Put a job that a dead worker left back at the head: it has waited already."""
-        self._waiting.setdefault(job.uid, deque()).appendleft(job)
-        self._turns[job.uid] = -next(self._numbers)
-        self._queued += 1
+        """Let a job wait again that a worker has had. What a dead worker left goes to the head: it
+        has waited already. A suspect does not."""
+        if job.suspect:
+            self._suspects.append(job)
+        else:
+            self._fresh.push_in(job)
 
-    def next(self) -> Job | None:
-        """Take the job whose turn it is; it runs until `finished()`."""
-        job = self.peek()
-        if job is not None:
-            self._dequeue(job)
-            self._turns.pop(job.uid, None)
-            self._turns[job.uid] = next(self._numbers)
-            if len(self._turns) > _TURNS_KEPT:
-                del self._turns[next(iter(self._turns))]
-        return job
+    def suspect(self, job: Job) -> None:
+        """Have a waiting job wait until nobody else does."""
+        self._fresh.remove(job)
+        job.suspect = True
+        self._suspects.append(job)
+
+    def take(self, job: Job) -> None:
+        """Take a job whose turn it is; it runs until `finished()`."""
+        self._line(job).take(job)
 
     def peek(self) -> Job | None:
-        """The job whose turn it is, left where it is."""
-        if not self._waiting:
-            return None
-        return self._waiting[min(self._waiting, key=lambda uid: self._turns.get(uid, 0))][0]
+        """The job whose turn it is, left where it is, if any waits that is no suspect."""
+        return self._fresh.next()
+
+    def peek_suspect(self, skip: Callable[[Job], bool]) -> Job | None:
+        """The same among suspects."""
+        return self._suspects.next(skip)
 
     def withdraw(self, job: Job) -> bool:
         """Take a job out of the queue and the count; False if it is not waiting."""
-        if job not in self._waiting.get(job.uid, ()):
+        line = self._line(job)
+        if job not in line:
             return False
-        self._dequeue(job)
+        line.remove(job)
         self._count(job.uid, -1)
         return True
 
     def cancel(self, owner: object) -> list[Job]:
         """Take out all that waits for one owner."""
-        jobs = [job for queue in self._waiting.values() for job in queue if job.owner is owner]
+        jobs = [job for job in (*self._fresh, *self._suspects) if job.owner is owner]
         for job in jobs:
             self.withdraw(job)
         return jobs
@@ -207,18 +213,20 @@ class Admission:
     def _ahead(self, uid: int) -> int:
         """Requests that may have their turn before a newcomer of this uid has: of the others, no
         more than there are turns until then."""
-        own = len(self._waiting.get(uid, ()))
-        others = (len(queue) for other, queue in self._waiting.items() if other != uid)
-        return own + sum(min(waiting, own + 1) for waiting in others)
+        lengths = self._fresh.lengths()
+        own = lengths.pop(uid, 0)
+        return own + sum(min(waiting, own + 1) for waiting in lengths.values())
 
     def _make_room(self, uid: int) -> Job:
         held = self._held.get(uid, 0)
         share = self.limit // (len(self._held.keys() | {uid}))
-        greedy = max(self._waiting, key=lambda u: self._held[u], default=uid)
+        suspects = self._suspects.lengths()
+        waiting = {**self._fresh.lengths(), **suspects}
+        greedy = max(waiting, key=lambda u: self._held[u], default=uid)
         if held >= share or greedy == uid or self._held.get(greedy, 0) <= held + 1:
             self.refused += 1
             raise Overloaded(f"the queue of {self.limit} is full", self.retry_after)
-        victim = self._waiting[greedy][-1]
+        victim = (self._suspects if greedy in suspects else self._fresh).last(greedy)
         self.withdraw(victim)
         self.refused += 1
         return victim
@@ -232,12 +240,8 @@ class Admission:
         """Seconds after which it may be worth to come again."""
         return round(max(_SOONEST_RETRY, self._total * self._between.seconds / 2), 3)
 
-    def _dequeue(self, job: Job) -> None:
-        queue = self._waiting[job.uid]
-        queue.remove(job)
-        if not queue:
-            del self._waiting[job.uid]
-        self._queued -= 1
+    def _line(self, job: Job) -> Line:
+        return self._suspects if job.suspect else self._fresh
 
     def _count(self, uid: int, by: int) -> None:
         self._total += by

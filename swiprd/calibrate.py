@@ -1,50 +1,32 @@
 """How many workers, threads and images a batch: measured on this host, once, and remembered.
 
 After a model is first ready and while nobody asks for anything, each arrangement of the host's
-cores runs the canary for a second or so in workers of its own. A request that comes meanwhile is
-served as ever, and the measurement begun is thrown away and made again later. The settings or the
+cores runs the canary for a second or so in workers of its own (measuring.py). The settings or the
 model's folder override each figure; all three given, nothing is measured.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, replace
 from importlib import metadata
-from itertools import count
 from pathlib import Path
 from typing import Any
 
-from swiprctl.errors import SwiprError
-from swiprctl.protocol import Reply
-from swiprd.admission import Job
-from swiprd.attachment import Attachment
 from swiprd.bundle import Bundle
-from swiprd.children import Worker
 from swiprd.config import Settings
-from swiprd.lifecycle import State
 from swiprd.log import log
-from swiprd.memfd import sealed_memfd
-from swiprd.probe import CANARY_LIMITS
+from swiprd.measuring import Interrupted, Measurements
 from swiprd.supervisor import Shape, Supervisor
 
-_LEAST_SECONDS = 0.8  # a measurement takes so long at least,
-_LEAST_ANSWERS = 12  # until there were so many answers,
-_MOST_SECONDS = 6.0  # but no longer than this
 _SPREAD_MARGIN = 1.05  # more workers must be worth so much: they take more memory
 _ALONE_MARGIN = 1.05  # more threads for an image alone must be this much faster
 _BATCH_MARGIN = 1.1  # larger batches must be this much better: less is noise
 _BATCHES = (2, 4, 8)
 _MOST_WORKERS = 8
-_POLL = 0.5  # seconds between looks whether the daemon is quiet
-
-
-class Interrupted(Exception):
-    """A request came, or a worker died: the measurement is worth nothing."""
 
 
 def choose_shape(settings: Settings, bundle: Bundle) -> Shape:
@@ -61,49 +43,49 @@ async def calibrate(
     told = _told(settings, bundle)
     if None not in told.values() or _remembered(settings, bundle) is not None:
         return
-    while not staff.closing:
-        while not quiet():
-            await asyncio.sleep(_POLL)
-        try:
-            best, rate, figures = await _search(staff, told, quiet)
-        except Interrupted:
-            await asyncio.sleep(_POLL)
-            continue
-        log.info(
-            "calibrated: %d workers, %d threads each (%d for an image alone), %d images a batch:"
-            " %.1f images/s",
-            *(best.workers, best.threads, best.alone, best.batch, rate),
-        )
-        _remember(settings, bundle, best, figures)
-        staff.reshape(best)
+    measurements = Measurements(staff, quiet)
+    try:
+        best, rate = await _search(measurements.rate, told)
+    except Interrupted:
         return
+    log.info(
+        "calibrated: %d workers, %d threads each (%d for an image alone), %d images a batch:"
+        " %.1f images/s",
+        *(best.workers, best.threads, best.alone, best.batch, rate),
+    )
+    _remember(settings, bundle, best, measurements.figures)
+    staff.reshape(best)
 
 
 async def _search(
-    staff: Supervisor, told: dict[str, int | None], quiet: Callable[[], bool]
-) -> tuple[Shape, float, dict[Shape, float]]:
-    """Return the best shape, its images per second, and those of all that were tried."""
+    measure: Callable[[Shape], Awaitable[float]], told: dict[str, int | None]
+) -> tuple[Shape, float]:
+    """Return the best shape, and its images per second.
+
+    Args:
+        measure: gives those of a shape.
+    """
     figures: dict[Shape, float] = {}
     best: Shape | None = None
     for shape in _spreads(told):
-        figures[shape] = await _measure(staff, shape, quiet)
+        figures[shape] = await measure(shape)
         if best is None or figures[shape] > figures[best] * _SPREAD_MARGIN:
             best = shape
     assert best is not None
     alone = best.threads
     if best.workers > 1 and (widest := _shape(1, _cores(), best.batch)) in figures:
         single = replace(best, workers=1)
-        figures[single] = await _measure(staff, single, quiet)
+        figures[single] = await measure(single)
         if figures[widest] > figures[single] * _ALONE_MARGIN:
             alone = widest.threads
     if told["batch"] is None:
         larger = [replace(best, batch=batch) for batch in _BATCHES]
         for shape in larger:
-            figures[shape] = await _measure(staff, shape, quiet)
+            figures[shape] = await measure(shape)
         largest = max(larger, key=lambda s: figures[s])
         if figures[largest] > figures[best] * _BATCH_MARGIN:
             best = largest
-    return replace(best, alone=alone), figures[best], figures
+    return replace(best, alone=alone), figures[best]
 
 
 def _spreads(told: dict[str, int | None]) -> list[Shape]:
@@ -123,98 +105,6 @@ def _spreads(told: dict[str, int | None]) -> list[Shape]:
 
 def _shape(workers: int, threads: int, batch: int) -> Shape:
     return Shape(workers=workers, threads=threads, batch=batch, alone=threads)
-
-
-async def _measure(staff: Supervisor, shape: Shape, quiet: Callable[[], bool]) -> float:
-    """Images per second of a shape.
-
-    Raises:
-        Interrupted: the host was not left alone meanwhile.
-    """
-    trial = _Trial(staff, shape)
-    try:
-        return await trial.run(quiet)
-    finally:
-        trial.close()
-
-
-class _Trial:
-    """Workers of one shape that answer the canary over and over."""
-
-    def __init__(self, staff: Supervisor, shape: Shape) -> None:
-        assert staff.canary is not None
-        self._loop = asyncio.get_running_loop()
-        self._shape = shape
-        self._image = Attachment.of(sealed_memfd(staff.canary.image))
-        self._ids = count(1)
-        self._warm: set[int] = set()
-        self._all_warm = self._loop.create_future()
-        self._answers = 0
-        self._going = True
-        self._workers: list[Worker] = []
-        for _ in range(shape.workers):
-            worker = staff.fork_for_trial(on_forked=self._give, on_reply=self._replied)
-            if worker is not None:
-                self._workers.append(worker)
-
-    async def run(self, quiet: Callable[[], bool]) -> float:
-        """Warm up, count for a while, return images per second."""
-        begun: float | None = None
-        waited = 0.0
-        while True:
-            await asyncio.sleep(0.05)
-            waited += 0.05
-            alive = all(w.state is not State.GONE for w in self._workers)
-            if not quiet() or not alive or len(self._workers) < self._shape.workers:
-                raise Interrupted
-            if begun is None:
-                if len(self._warm) == self._shape.workers:
-                    begun, self._answers = self._loop.time(), 0
-                elif waited > 10 * _MOST_SECONDS:
-                    raise Interrupted
-                continue
-            elapsed = self._loop.time() - begun
-            enough = self._answers >= _LEAST_ANSWERS * self._shape.workers
-            if elapsed >= _LEAST_SECONDS and (enough or elapsed >= _MOST_SECONDS):
-                return self._answers / elapsed
-
-    def close(self) -> None:
-        """Kill the workers: what they still compute is of no use."""
-        self._going = False
-        for worker in self._workers:
-            worker.jobs.clear()
-            worker.kill("the measurement is over")
-        self._image.close()
-
-    def _give(self, worker: Worker) -> None:
-        now = self._loop.time()
-        worker.give(
-            [
-                Job(
-                    id=next(self._ids),
-                    uid=0,
-                    owner=self,
-                    image=self._image,
-                    arrived=now,
-                    deadline=now,
-                    timeout=None,
-                    done=_ignore,
-                )
-                for _ in range(self._shape.batch)
-            ],
-            CANARY_LIMITS,
-            self._shape.threads,
-        )
-
-    def _replied(self, worker: Worker, _job: Job, _reply: Reply) -> None:
-        self._answers += 1
-        if not worker.jobs and self._going:
-            self._warm.add(worker.number)
-            self._give(worker)
-
-
-def _ignore(_job: Job, _outcome: dict[str, object] | SwiprError) -> None:
-    """Nobody waits for a trial's rows."""
 
 
 def _told(settings: Settings, bundle: Bundle) -> dict[str, int | None]:

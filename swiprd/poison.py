@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from swiprctl.errors import SwiprError
+from swiprctl.errors import DeadlineExceeded, SwiprError
 from swiprd.attachment import Identity
 
 MOST = 1024
 """Images remembered at a time; a newer one takes the place of the least recently seen."""
 
-_LONGER = 3.0
+LONGER = 4.0
 """Times as long as it had in vain must a request give an image, for it to be tried again."""
 
 
@@ -63,6 +63,21 @@ class Poison:
             self._forget(next(iter(self._entries)))
         self._entries[image] = _Entry(error, now + self.seconds, ran)
 
+    def suspect(self, image: Identity, now: float) -> None:
+        """Take note that an image keeps a worker busy for long, and may hang. It is not refused,
+        but others go first, until it is remembered, or absolved."""
+        if image not in self._entries:
+            self.remember(image, DeadlineExceeded("it may hang"), now, ran=0.0)  # never told
+
+    def suspects(self, image: Identity, now: float) -> bool:
+        """Whether an image is known for something."""
+        entry = self._entries.get(image)
+        return entry is not None and now < entry.until
+
+    def absolve(self, image: Identity) -> None:
+        """Forget an image: it has been answered."""
+        self._forget(image)
+
     def recall(self, image: Identity, now: float, *, patience: float) -> SwiprError | None:
         """Give what a request for this image is told at once; None where it may be tried.
 
@@ -75,7 +90,7 @@ class Poison:
         if now >= entry.until:
             self._forget(image)
             return None
-        if patience > _LONGER * entry.ran:
+        if not entry.ran or patience > LONGER * entry.ran:
             return None
         self._entries.move_to_end(image)
         self.refused += 1

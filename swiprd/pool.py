@@ -10,14 +10,15 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
-from swiprctl.errors import BadImage, LoadingFailed, SwiprError, WorkerCrashed
+from swiprctl.errors import BadImage, DeadlineExceeded, LoadingFailed, SwiprError, WorkerCrashed
 from swiprctl.protocol import Reply
+from swiprd import overdue
 from swiprd.admission import Job
 from swiprd.canary import Canary
 from swiprd.children import Worker
 from swiprd.deaths import Death, Fault
 from swiprd.overdue import Usual
-from swiprd.processes import is_stopped
+from swiprd.processes import is_stopped, processor_time
 from swiprd.supervisor import Shape, Supervisor
 from swiprd.wear import Wear
 
@@ -31,11 +32,14 @@ MAX_KILLS = 5
 class Owner(Protocol):
     """What the pool asks of whoever keeps the queue, and tells it."""
 
-    def take(self) -> Job | None:
+    def peek(self) -> Job | None:
         """The next job to run, or None."""
 
-    def peek(self) -> Job | None:
-        """What `take()` would give."""
+    def peek_suspect(self) -> Job | None:
+        """The next that is to run if nothing else does."""
+
+    def take(self, job: Job) -> None:
+        """One of these runs."""
 
     def answered(
         self, job: Job, fields: dict[str, object], share: float, alone: float | None
@@ -46,8 +50,12 @@ class Owner(Protocol):
     def failed(self, job: Job, error: SwiprError) -> None:
         """A named error."""
 
-    def condemned(self, job: Job, error: SwiprError) -> None:
-        """A named error, and the image is to blame: it is not to be tried again."""
+    def condemned(self, job: Job, error: SwiprError, ran: float = float("inf")) -> None:
+        """A named error, and the image is to blame: it is not to be tried again by a request that
+        does not give it much more than `ran` seconds."""
+
+    def overdue(self, job: Job) -> None:
+        """It takes far longer than is usual."""
 
     def again(self, job: Job) -> None:
         """Its worker died through no proven fault of the job."""
@@ -90,36 +98,37 @@ class Pool:
         )
 
     def dispatch(self) -> None:
-        """Give waiting jobs to idle workers, a batch at most to each."""
+        """Give waiting jobs to idle workers, a batch at most to each; and suspects to others."""
         staff = self.staff
-        while not staff.closing and self._drained is None and staff.busy < staff.shape.workers:
-            worker = staff.idle()
-            if worker is None:
+        while (worker := self._free()) is not None and (job := self._owner.peek()) is not None:
+            if staff.busy >= staff.shape.workers and not self._have_way_given():
                 return
-            batch = self._take_batch()
-            if not batch:
-                return
+            batch = self._take_batch(job)
             threads = staff.shape.threads
             if not staff.busy and self._owner.peek() is None:
                 threads = staff.threads.alone()
-            now = self._loop.time()
-            for job in batch:
-                job.started = now
-                job.threads = threads if len(batch) == 1 else 0
-                self._running[job.id] = worker
-            worker.give(batch, self._limits, threads)
-            patience = self._usual.patience(min(job.deadline for job in batch) - now)
+            self._give(worker, batch, threads)
+            crowded = staff.stuck >= overdue.MOST
+            left = min(job.deadline for job in batch) - self._loop.time()
+            patience = self._usual.patience(left, crowded=crowded)
             self._loop.call_later(patience, self._overdue, worker, batch)
+        while (worker := self._free()) is not None and self._owner.peek() is None:
+            suspect = self._owner.peek_suspect()
+            if suspect is None or (staff.stuck >= overdue.MOST and not self._have_ended(suspect)):
+                return
+            self._owner.take(suspect)
+            self._give(worker, [suspect], staff.shape.threads)
+            self._is_overdue(worker, suspect)
 
-    def expire(self, job: Job) -> None:
-        """A running job's deadline has passed: kill its worker; its neighbours run again."""
-        worker = self._forget(job)
-        if worker is None:
-            return
-        worker.jobs.pop(job.id, None)
-        self.staff.discard(worker, "deadline")
+    def expire(self, job: Job, why: str = "deadline") -> None:
+        """A running job has ended: kill its worker; its neighbours run again."""
+        self._kill(job, why)
         self.staff.fill()
         self.dispatch()
+
+    def effort(self, job: Job) -> float:
+        """Seconds of the host's best that a job has had in its worker; 0: it runs elsewhere."""
+        return overdue.effort(*self._times(job)) if job.id in self._running else 0.0
 
     async def drain(self) -> None:
         """Take no more jobs; wait until those that run have ended."""
@@ -195,21 +204,98 @@ class Pool:
         elif len(left) > 1:
             self.staff.discard(worker, "its batch takes long: each image is tried alone")
         else:
-            left[0].overdue, worker.stuck = self._loop.time(), True
+            self._is_overdue(worker, left[0])
         self.staff.fill()
         self.dispatch()
 
-    def _take_batch(self) -> list[Job]:
+    def _is_overdue(self, worker: Worker, job: Job) -> None:
+        """A worker is stuck with a job, or may be expected to be: let another stand in for it."""
+        job.overdue, worker.stuck = self._loop.time(), True
+        wait = job.started + overdue.proof(job) - job.overdue
+        self._loop.call_later(max(0.0, wait), self.dispatch)  # perhaps for a suspect in its place
+        self.staff.fill()
+        self._owner.overdue(job)
+
+    def _times(self, job: Job) -> tuple[float, float]:
+        """Seconds since a running job was given to its worker, and what that computed meanwhile."""
+        pid = self._running[job.id].pid
+        return self._loop.time() - job.started, processor_time(pid) - job.computed
+
+    def _stuck(self) -> list[Job]:
+        return [
+            job
+            for worker in self.staff.workers.values()
+            for job in worker.jobs.values()
+            if worker.stuck
+        ]
+
+    def _free(self) -> Worker | None:
+        """An idle worker, if jobs are to be given to any."""
+        if self.staff.closing or self._drained is not None:
+            return None
+        return self.staff.idle()
+
+    def _give(self, worker: Worker, batch: list[Job], threads: int) -> None:
+        now = self._loop.time()
+        computed = processor_time(worker.pid)
+        for job in batch:
+            job.started, job.computed = now, computed
+            job.threads = threads if len(batch) == 1 else 0
+            self._running[job.id] = worker
+        worker.give(batch, self._limits, threads)
+
+    def _take_batch(self, first: Job | None) -> list[Job]:
+        """Take jobs whose turn it is. Who has a worker stuck gets each image tried alone."""
+        hurt = {job.uid for job in self._stuck()}
         batch: list[Job] = []
-        while len(batch) < self.staff.shape.batch:
-            job = self._owner.peek()
-            if job is None or (job.alone and batch):
+        job = first
+        while job is not None:
+            alone = job.alone or job.uid in hurt
+            if alone and batch:
                 break
-            self._owner.take()
+            self._owner.take(job)
             batch.append(job)
-            if job.alone:
+            if alone or len(batch) == self.staff.shape.batch:
                 break
+            job = self._owner.peek()
         return batch
+
+    def _have_way_given(self) -> bool:
+        """Put a job off whose worker nobody can stand in for any more, if there is one."""
+        job = overdue.giving_way(self._stuck()) if self.staff.stuck > overdue.MOST else None
+        if job is None:
+            return False
+        job.ran = max(job.ran, self.effort(job))
+        self._kill(job, "it takes long, and others wait: its image is tried again later")
+        job.alone = job.suspect = True
+        job.started = job.overdue = 0.0
+        self._owner.again(job)
+        self.staff.fill()
+        return True
+
+    def _have_ended(self, suspect: Job) -> bool:
+        """End a job that has had its time in vain, if there is one, to try another suspect."""
+        now = self._loop.time()
+        stuck = self._stuck()
+        hanging = [job for job in stuck if overdue.hangs(*self._times(job))]
+        job = overdue.proved(stuck, hanging, suspect, now)
+        if job is None:
+            return False
+        ran = now - job.started
+        self._kill(job, "it takes long, and others are to be tried in its place")
+        error = DeadlineExceeded(
+            f"not done after {ran:.1f} s in a worker, when others like it were waiting; its worker"
+            " was killed"
+        )
+        self._owner.condemned(job, error, ran)
+        self.staff.fill()
+        return True
+
+    def _kill(self, job: Job, why: str) -> None:
+        worker = self._forget(job)
+        if worker is not None:
+            worker.jobs.pop(job.id, None)
+            self.staff.discard(worker, why)
 
     def _forget(self, job: Job) -> Worker | None:
         """A job runs no more; a pool that drains may be done with that."""

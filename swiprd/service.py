@@ -28,6 +28,7 @@ from swiprd.stats import Stats
 from swiprd.succession import RETRY, Phase, Succession
 
 _QUIET = 1.0  # seconds without a request before a calibration may begin
+_TAKES_LONG = 5.0  # seconds that whoever takes long still gets when the daemon leaves
 
 Outcome = dict[str, object] | SwiprError
 
@@ -61,6 +62,7 @@ class Service:
         self._idle = asyncio.Event()
         self._idle.set()
         self._poison = Poison(settings.remember)
+        self._hurried = False
         self.model = Succession(
             settings, self, self._ids, on_phase=on_phase, on_reload=on_reload, fault=fault
         )
@@ -80,10 +82,13 @@ class Service:
             self._end(job, _leaving(0.1))
         if self.model.pool is None:
             self.refuse_waiting(_leaving(1.0))
+        hurry = self._loop.call_later(_TAKES_LONG, self._hurry)
         try:
             await asyncio.wait_for(self._idle.wait(), patience)
         except TimeoutError:
             self.refuse_waiting(_leaving(1.0))
+        finally:
+            hurry.cancel()
 
     async def close(self) -> None:
         """Let every process leave; wait until they are gone."""
@@ -161,22 +166,42 @@ class Service:
         for job in [*coming, *self._admission.cancel(owner)]:
             self._end(job, ShuttingDown("the client left"), counted="left")
 
-    def take(self) -> Job | None:
-        """See `pool.Owner`."""
-        return self._admission.next()
-
     def peek(self) -> Job | None:
-        """See `pool.Owner`. What has been found out about an image while it waited ends it here."""
+        """See `pool.Owner`. What has been found out about an image while it waited ends it here,
+        or has it wait for longer."""
         while (job := self._admission.peek()) is not None:
-            now = self._loop.time()
-            known = self._recall(job)
-            if known is None and self._admission.too_late(job, now):
-                known = DeadlineExceeded(f"no worker was free within {now - job.arrived:.1f} s")
-            if known is None:
+            if self._ended_by_what_is_known(job):
+                continue
+            image = job.image.identity
+            if image is None or not self._poison.suspects(image, self._loop.time()):
                 break
-            self._admission.withdraw(job)
-            self._end(job, known)
+            self._admission.suspect(job)
+            if self._hurried:
+                self._give_up(job)
         return job
+
+    def peek_suspect(self) -> Job | None:
+        """See `pool.Owner`. While an image is being tried, further copies of it wait."""
+        tried = {job.image.identity for job in self._jobs if job.started} - {None}
+        while (
+            job := self._admission.peek_suspect(lambda one: one.image.identity in tried)
+        ) is not None:
+            if not self._ended_by_what_is_known(job):
+                break
+        return job
+
+    def take(self, job: Job) -> None:
+        """See `pool.Owner`."""
+        self._admission.take(job)
+
+    def overdue(self, job: Job) -> None:
+        """See `pool.Owner`."""
+        if job.ended:
+            return
+        if self._hurried:
+            self._give_up(job)
+        elif job.image.identity is not None:
+            self._poison.suspect(job.image.identity, self._loop.time())
 
     def answered(
         self, job: Job, fields: dict[str, object], share: float, alone: float | None
@@ -184,6 +209,8 @@ class Service:
         """See `pool.Owner`."""
         self.last_answer = self._loop.time()
         self._admission.served(job, share, alone)
+        if job.image.identity is not None:
+            self._poison.absolve(job.image.identity)
         self._finish_running(
             job,
             {
@@ -199,16 +226,18 @@ class Service:
         """See `pool.Owner`."""
         self._finish_running(job, error)
 
-    def condemned(self, job: Job, error: SwiprError) -> None:
+    def condemned(self, job: Job, error: SwiprError, ran: float = float("inf")) -> None:
         """See `pool.Owner`."""
         if not job.ended:
-            self._remember(job, error)
+            self._remember(job, error, ran)
         self._finish_running(job, error)
 
     def again(self, job: Job) -> None:
         """See `pool.Owner`."""
         if not job.ended:
             self._admission.requeue(job)
+            if job.suspect and self._hurried:
+                self._give_up(job)
             pool = self.model.pool  # not the one that asks, where that drains after a reload
             if pool is not None:
                 self._loop.call_soon(pool.dispatch)
@@ -297,30 +326,78 @@ class Service:
             self._timers[job.id] = self._loop.call_at(job.deadline, self._expire, job)
 
     def _expire(self, job: Job) -> None:
-        waited = self._loop.time() - job.arrived
+        now = self._loop.time()
+        waited = f"{now - job.arrived:.1f} s"
         cut = job.timeout is not None and job.timeout > self._settings.ceiling
-        longest = ", the longest that this daemon gives (max_timeout)" if cut else ""
+        if cut:
+            waited += ", the longest that this daemon gives (max_timeout)"
         if job.image.state is State.COMING:
             self._end(
                 job,
                 DeadlineExceeded(
-                    f"the file could not be read within {waited:.1f} s:"
+                    f"the file could not be read within {waited}:"
                     " its file system does not answer, or it is slow"
                 ),
             )
             return
         if self._admission.withdraw(job):
-            why = f"no worker was free within {waited:.1f} s{longest}"
-            # A client that named more has some of it left, and may come again.
-            self._end(
-                job, Overloaded(why, self._admission.retry_after) if cut else DeadlineExceeded(why)
-            )
+            self._end(job, self._never_done(job, waited, cut=cut))
             return
-        error = DeadlineExceeded(f"not done within {waited:.1f} s{longest}; its worker was killed")
-        now = self._loop.time()
+        error = DeadlineExceeded(f"not done within {waited}; its worker was killed")
         self._admission.killed(job, now)
         if job.overdue and not job.ended:
-            self._remember(job, error, ran=now - job.started)
+            efforts = [pool.effort(job) for pool in self.model.pools]
+            self._remember(job, error, ran=max(job.ran, *efforts))
+        self._stop(job, error)
+
+    def _never_done(self, job: Job, waited: str, *, cut: bool) -> SwiprError:
+        """What a job is told whose deadline passes while it waits."""
+        if job.ran:
+            error = DeadlineExceeded(
+                f"not done within {waited}: it ran for {job.ran:.1f} s in vain, and then others"
+                " went first"
+            )
+            self._remember(job, error, ran=job.ran)
+            return error
+        if job.suspect:
+            return DeadlineExceeded(
+                f"no worker was free within {waited}: others go before an image that took long"
+                " lately, or hung"
+            )
+        why = f"no worker was free within {waited}"
+        # A client that named more than it was given has some of it left, and may come again.
+        return Overloaded(why, self._admission.retry_after) if cut else DeadlineExceeded(why)
+
+    def _ended_by_what_is_known(self, job: Job) -> bool:
+        """End a waiting job if its image is known to hang or crash, or if it is too late for it."""
+        now = self._loop.time()
+        known = self._recall(job)
+        if known is None and self._admission.too_late(job, now):
+            known = DeadlineExceeded(
+                f"no worker was free within {now - job.arrived:.1f} s; what is left is less than"
+                " any image has taken"
+            )
+        if known is not None:
+            self._admission.withdraw(job)
+            self._end(job, known)
+        return known is not None
+
+    def _hurry(self) -> None:
+        """The daemon leaves: end what takes long, from now on."""
+        self._hurried = True
+        for job in list(self._jobs):
+            if job.overdue or job.suspect:
+                self._give_up(job)
+
+    def _give_up(self, job: Job) -> None:
+        error = ShuttingDown("the daemon leaves, and this takes long; its successor may try", 1.0)
+        if self._admission.withdraw(job):
+            self._end(job, error)
+        elif not job.ended:
+            self._stop(job, error)
+
+    def _stop(self, job: Job, error: SwiprError) -> None:
+        """End a running job, and its worker."""
         self._finish_running(job, error)
         for pool in list(self.model.pools):
             pool.expire(job)

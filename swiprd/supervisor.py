@@ -194,10 +194,14 @@ class Supervisor:
         return busy - self._stand_ins
 
     @property
+    def stuck(self) -> int:
+        """Workers that have had their jobs for far longer than is usual."""
+        return sum(w.stuck and w.state is State.BUSY for w in self.workers.values())
+
+    @property
     def _stand_ins(self) -> int:
         """Workers that there may be more, for those that are stuck."""
-        stuck = sum(w.stuck and w.state is State.BUSY for w in self.workers.values())
-        return min(overdue.MOST, stuck)
+        return min(overdue.MOST, self.stuck)
 
     def idle(self) -> Worker | None:
         """An idle worker, the warmest first."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from statistics import fmean, median_low
 
 _KEPT = 32  # newest times: an hour ago the host was another
 _FAR = 4.0  # times the median: what is beyond that may be an outlier,
@@ -28,9 +27,9 @@ class Typical:
         if len(self._times) < self._least:
             return
         times = sorted(self._times)
-        bound = _FAR * median_low(times)
+        bound = _FAR * times[(len(times) - 1) // 2]  # the lower median
         for _ in range(len(times) // _MOST):
             if times[-1] <= bound:
                 break
             times.pop()
-        self.seconds = fmean(times)
+        self.seconds = sum(times) / len(times)

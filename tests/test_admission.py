@@ -60,10 +60,18 @@ def serve(admission: Admission, seconds: float, times: int = 5) -> None:
         admission.served(make(), seconds)
 
 
+def take(admission: Admission) -> Job | None:
+    """Take the job whose turn it is."""
+    job = admission.peek()
+    if job is not None:
+        admission.take(job)
+    return job
+
+
 def drain(admission: Admission) -> list[Job]:
     """Run everything that waits, one after the other."""
     ran = []
-    while (job := admission.next()) is not None:
+    while (job := take(admission)) is not None:
         admission.finished(job)
         ran.append(job)
     return ran
@@ -83,55 +91,55 @@ class TestTurns:
     def test_a_newcomer_waits_for_no_more_than_what_runs_of_a_flood(self) -> None:
         admission = Admission(128)
         flood = fill(admission, 1, 100)
-        assert admission.next() is flood[0]
+        assert take(admission) is flood[0]
         (late,) = fill(admission, 2, 1)
-        assert admission.next() is late
-        assert admission.next() is flood[1]
+        assert take(admission) is late
+        assert take(admission) is flood[1]
 
     def test_so_does_one_who_asks_again_when_it_is_answered(self) -> None:
         admission = Admission(128)
         flood = fill(admission, 1, 100)
         for number in range(5):
-            assert admission.next() is flood[number]
+            assert take(admission) is flood[number]
             (late,) = fill(admission, 2, 1)
-            assert admission.next() is late
+            assert take(admission) is late
 
     def test_uids_that_come_and_go_are_forgotten(self) -> None:
         admission = Admission(8)
         for uid in range(5000):
             (job,) = fill(admission, uid, 1)
-            assert admission.next() is job
+            assert take(admission) is job
             admission.finished(job)
-        assert len(admission._turns) <= 1024
+        assert len(admission._fresh._turns) <= 1024
 
     def test_whoever_comes_back_goes_to_the_end_of_the_round(self) -> None:
         admission = Admission(16)
         a, b = fill(admission, 1, 1), fill(admission, 2, 2)
-        assert admission.next() is a[0]
+        assert take(admission) is a[0]
         (again,) = fill(admission, 1, 1)
-        assert [admission.next() for _ in range(3)] == [b[0], again, b[1]]
+        assert [take(admission) for _ in range(3)] == [b[0], again, b[1]]
 
     def test_peek_is_what_next_gives(self) -> None:
         admission = Admission(8)
-        assert admission.peek() is admission.next() is None
+        assert admission.peek() is None
         fill(admission, 1, 2)
         fill(admission, 2, 1)
         for _ in range(3):
-            assert admission.peek() is admission.next() is not None
+            assert admission.peek() is take(admission) is not None
 
     def test_what_a_dead_worker_left_goes_to_the_head(self) -> None:
         admission = Admission(16)
         a, b = fill(admission, 1, 3), fill(admission, 2, 3)
-        first, second = admission.next(), admission.next()
+        first, second = take(admission), take(admission)
         assert (first, second) == (a[0], b[0])
         admission.requeue(b[0])
-        assert admission.next() is b[0]
+        assert take(admission) is b[0]
         assert drain(admission) == [a[1], b[1], a[2], b[2]]
 
     def test_requeuing_counts_it_as_waiting_and_not_twice(self) -> None:
         admission = Admission(8)
         (job,) = fill(admission, 1, 1)
-        assert admission.next() is job
+        assert take(admission) is job
         assert (admission.waiting, admission.total) == (0, 1)
         admission.requeue(job)
         assert (admission.waiting, admission.total) == (1, 1)
@@ -143,15 +151,75 @@ class TestTurns:
         admission.admit(make(1, arrived=1.0), 1.0)
         admission.admit(make(2, arrived=3.0), 3.0)
         assert admission.oldest(5.0) == 4.0
-        admission.next()
+        take(admission)
         assert admission.oldest(5.0) == 2.0
+
+
+class TestSuspects:
+    def suspect(self, admission: Admission, uid: int, number: int) -> list[Job]:
+        jobs = fill(admission, uid, number)
+        for job in jobs:
+            admission.suspect(job)
+        return jobs
+
+    def test_their_turn_is_none_of_the_others(self) -> None:
+        admission = Admission(16)
+        a, b = self.suspect(admission, 1, 2), self.suspect(admission, 2, 1)
+        (c,) = fill(admission, 3, 1)
+        assert drain(admission) == [c]
+        ran = []
+        while (job := admission.peek_suspect(lambda _: False)) is not None:
+            admission.take(job)
+            ran.append(job)
+        assert ran == [a[0], b[0], a[1]]
+
+    def test_some_may_be_skipped(self) -> None:
+        admission = Admission(16)
+        a, b = self.suspect(admission, 1, 2), self.suspect(admission, 2, 1)
+        assert admission.peek_suspect(lambda job: job is a[0]) is a[1]
+        assert admission.peek_suspect(lambda job: job.uid == 1) is b[0]
+        assert admission.peek_suspect(lambda _: True) is None
+
+    def test_one_that_a_worker_left_goes_to_the_end(self) -> None:
+        admission = Admission(16)
+        a = self.suspect(admission, 1, 2)
+        admission.take(a[0])
+        admission.requeue(a[0])
+        assert admission.peek_suspect(lambda _: False) is a[1]
+
+    def test_they_count_and_leave_as_others_do(self) -> None:
+        admission = Admission(16)
+        owner = object()
+        a = self.suspect(admission, 1, 2)
+        mine = make(2, owner=owner, arrived=1.0)
+        admission.admit(mine, 1.0)
+        admission.suspect(mine)
+        assert (admission.waiting, admission.total) == (3, 3)
+        assert admission.by_uid() == {1: 2, 2: 1}
+        assert admission.withdraw(a[0])
+        assert not admission.withdraw(a[0])
+        assert admission.cancel(owner) == [mine]
+        assert (admission.waiting, admission.oldest(3.0)) == (1, 3.0)
+
+    def test_nobody_waits_for_them(self) -> None:
+        admission = Admission(16)
+        serve(admission, 10.0)
+        self.suspect(admission, 1, 8)
+        assert admission.admit(make(1, deadline=5.0), 0.0) is None
+
+    def test_they_make_room_first(self) -> None:
+        admission = Admission(6)
+        fill(admission, 1, 3)
+        b = self.suspect(admission, 1, 2)
+        fill(admission, 1, 1)
+        assert admission.admit(make(2), 0.0) is b[-1]
 
 
 class TestLimit:
     def test_what_runs_counts(self) -> None:
         admission = Admission(3)
         fill(admission, 1, 3)
-        running = [admission.next(), admission.next()]
+        running = [take(admission), take(admission)]
         with pytest.raises(Overloaded, match="the queue of 3 is full"):
             admission.admit(make(1), 0.0)
         assert running[0] is not None
@@ -186,7 +254,7 @@ class TestLimit:
         admission = Admission(6)
         fill(admission, 1, 3)
         for _ in range(3):
-            admission.next()  # the greediest has nothing to give up
+            take(admission)  # the greediest has nothing to give up
         fill(admission, 2, 2)
         fill(admission, 3, 1)
         with pytest.raises(Overloaded):  # it would only be the other way round then
@@ -195,8 +263,8 @@ class TestLimit:
     def test_nobody_who_runs_is_pushed_out(self) -> None:
         admission = Admission(2)
         fill(admission, 1, 2)
-        admission.next()
-        admission.next()
+        take(admission)
+        take(admission)
         with pytest.raises(Overloaded):
             admission.admit(make(2), 0.0)
 
@@ -228,8 +296,8 @@ class TestComeBackLater:
         fill(admission, 1, 100)  # 50 s of work, of which a newcomer waits for one request
         late = make(2, deadline=10.0)
         assert admission.admit(late, 0.0) is None
-        admission.next()
-        assert admission.next() is late
+        take(admission)
+        assert take(admission) is late
 
     def test_nor_do_many_who_ask_little(self) -> None:
         admission = Admission(128)
@@ -273,7 +341,7 @@ class TestComeBackLater:
         for _ in range(3):
             job = make(7, deadline=0.1)
             assert admission.admit(job, 0.0) is None
-            assert admission.next() is job
+            assert take(admission) is job
             admission.killed(job, 0.1)
             admission.finished(job)
         with pytest.raises(Overloaded, match=r"uid 7 gave 0\.1 s or more") as caught:
@@ -321,7 +389,7 @@ class TestLeaving:
     def test_withdraw_takes_what_waits_and_nothing_else(self) -> None:
         admission = Admission(8)
         a, b = fill(admission, 1, 2)
-        assert admission.next() is a
+        assert take(admission) is a
         assert not admission.withdraw(a), "it runs"
         assert admission.withdraw(b)
         assert not admission.withdraw(b), "it is out already"
@@ -344,7 +412,7 @@ class TestLeaving:
         owner = object()
         job = make(1, owner=owner)
         admission.admit(job, 0.0)
-        assert admission.next() is job
+        assert take(admission) is job
         assert admission.cancel(owner) == []
         assert admission.total == 1
 
@@ -424,7 +492,7 @@ class Queueing(RuleBasedStateMachine):
 
     def take(self) -> Job | None:
         peeked = self.admission.peek()
-        job = self.admission.next()
+        job = take(self.admission)
         assert job is peeked
         if job is None:
             assert not self.waiting

@@ -9,14 +9,16 @@ import os
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from daemonprocess import DaemonProcess, serving, wait_until
 
-from swiprd import calibrate
+from swiprd import calibrate, measuring
 from swiprd.bundle import Bundle, load_bundle
 from swiprd.config import Settings
+from swiprd.measuring import AT_ONCE, SHARE, Budget, Interrupted, Measurements, Tally
 from swiprd.pool import Shape
 
 pytestmark = pytest.mark.timeout(120)
@@ -117,16 +119,82 @@ class TestSearch:
         expected: tuple[int, int, int],
         alone: int,
     ) -> None:
-        async def measure(_staff: Any, tried: Shape, _quiet: Any) -> float:
+        async def measure(tried: Shape) -> float:
             key = tried.workers, tried.threads, tried.batch
             return rates.get(key, rates.get((*key[:2], 1), 0.0))
 
         cores(monkeypatch, 2)
-        monkeypatch.setattr(calibrate, "_measure", measure)
-        staff: Any = None
-        best, rate, _ = asyncio.run(calibrate._search(staff, NOT_TOLD, lambda: True))
+        best, rate = asyncio.run(calibrate._search(measure, NOT_TOLD))
         assert best == replace(shape(*expected), alone=alone)
         assert rate == rates[expected]
+
+
+class TestBudget:
+    def test_so_much_at_once_and_then_a_share(self) -> None:
+        budget = Budget(100.0)
+        budget.spend(AT_ONCE, 100.0)
+        assert budget.wait(100.0) == 0.0
+        budget.spend(2.0, 100.0)
+        assert budget.wait(100.0) == pytest.approx(2.0 / SHARE)
+        assert budget.wait(100.0 + 2.0 / SHARE) == pytest.approx(0.0)
+
+    def test_what_is_not_used_is_not_saved_up(self) -> None:
+        budget = Budget(0.0)
+        budget.spend(AT_ONCE + 1.0, 1e6)
+        assert budget.wait(1e6) == pytest.approx(1.0 / SHARE)
+
+    def test_no_more_than_the_share_in_the_long_run(self) -> None:
+        budget = Budget(0.0)
+        now = spent = 0.0
+        while now < 3600.0:
+            now += budget.wait(now) + 1.0
+            budget.spend(1.0, now)
+            spent += 1.0
+        assert spent <= AT_ONCE + SHARE * now + 1.0
+
+
+class TestInterruptions:
+    """Measurements of a pool that is asked for something else again and again."""
+
+    def measure(
+        self, monkeypatch: pytest.MonkeyPatch, answers: list[int], *shapes: Shape
+    ) -> tuple[list[Shape], list[float], Measurements]:
+        """Each try counts so many answers, one a second; 0 and below: it is interrupted then."""
+        tries: list[Shape] = []
+        left = iter(answers)
+        staff: Any = SimpleNamespace(closing=False)
+
+        async def count_answers(_staff: Any, tried: Shape, tally: Tally, _quiet: Any) -> None:
+            tries.append(tried)
+            number = next(left)
+            tally.answers += abs(number)
+            tally.seconds += abs(number)
+            if number <= 0:
+                raise Interrupted
+
+        async def sleep(_seconds: float) -> None:
+            """Nobody has to wait for this."""
+
+        async def rates() -> tuple[list[float], Measurements]:
+            measurements = Measurements(staff, lambda: True)
+            return [await measurements.rate(one) for one in shapes], measurements
+
+        monkeypatch.setattr(measuring, "count_answers", count_answers)
+        monkeypatch.setattr(asyncio, "sleep", sleep)
+        found, measurements = asyncio.run(rates())
+        return tries, found, measurements
+
+    def test_what_was_counted_before_is_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        one, two = shape(1, 2), shape(2, 1)
+        tries, found, kept = self.measure(monkeypatch, [6, -2, -3, 0, 4], one, two, one)
+        assert tries == [one, two, two, two, two]
+        assert found == [1.0, 1.0, 1.0]
+        assert kept.figures == {one: 1.0, two: 1.0}
+
+    def test_it_comes_to_an_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        tries, found, _ = self.measure(monkeypatch, [0] * 100, shape(1, 2))
+        assert len(tries) == 12
+        assert found == [0.0]
 
 
 class TestMemory:
@@ -306,6 +374,22 @@ class TestDaemon:
             assert "calibrated" not in second.log.read_text()
         finally:
             second.end()
+
+    def test_it_ends_though_somebody_asks_all_the_time(
+        self, tmp_path: Path, tiny_model: Path, photos: list[bytes]
+    ) -> None:
+        cache = tmp_path / "cache"
+        daemon = DaemonProcess(tmp_path / "one", "--cache", str(cache), model=tiny_model)
+        try:
+            daemon.wait_ready()
+            until = time.monotonic() + 100.0
+            with daemon.connect() as peer:
+                while not list(cache.glob("*.json")) and time.monotonic() < until:
+                    assert peer.ask(image=photos[0]).error is None
+                    time.sleep(4.0)  # what is being tried: so long it is quiet each time
+            assert list(cache.glob("*.json"))
+        finally:
+            daemon.end()
 
     def test_an_image_alone_gets_the_threads_that_were_measured_for_it(
         self, tmp_path: Path, tiny_model: Path, photos: list[bytes]

@@ -14,6 +14,8 @@ from daemonprocess import DaemonProcess
 from venom import Venom, environment
 
 from swiprctl.errors import BadImage, DeadlineExceeded, Overloaded, TooLarge, WorkerCrashed
+from swiprd import overdue
+from swiprd.admission import Job
 from swiprd.attachment import Identity
 from swiprd.memfd import sealed_memfd
 from swiprd.overdue import Usual
@@ -48,8 +50,29 @@ class TestMemory:
     def test_who_gives_a_hanging_image_much_longer_may_try(self) -> None:
         poison = Poison(300.0)
         poison.remember(IMAGE, LATE, 0.0, ran=4.0)
-        assert isinstance(poison.recall(IMAGE, 1.0, patience=12.0), DeadlineExceeded)
-        assert poison.recall(IMAGE, 1.0, patience=12.1) is None
+        assert isinstance(poison.recall(IMAGE, 1.0, patience=16.0), DeadlineExceeded)
+        assert poison.recall(IMAGE, 1.0, patience=16.1) is None
+
+    def test_a_suspect_is_known_and_not_refused(self) -> None:
+        poison = Poison(300.0)
+        poison.suspect(IMAGE, 0.0)
+        assert poison.suspects(IMAGE, 1.0)
+        assert not poison.suspects(OTHER, 1.0)
+        assert poison.recall(IMAGE, 1.0, patience=0.0) is None
+        assert not poison.suspects(IMAGE, 300.0)
+
+    def test_it_is_no_suspect_any_more_when_it_has_been_answered(self) -> None:
+        poison = Poison(300.0)
+        poison.suspect(IMAGE, 0.0)
+        poison.absolve(IMAGE)
+        assert not poison.suspects(IMAGE, 1.0)
+        assert len(poison) == 0
+
+    def test_what_is_known_already_is_not_suspected_instead(self) -> None:
+        poison = Poison(300.0)
+        poison.remember(IMAGE, LATE, 0.0, ran=4.0)
+        poison.suspect(IMAGE, 1.0)
+        assert isinstance(poison.recall(IMAGE, 1.0, patience=16.0), DeadlineExceeded)
 
     def test_the_least_recently_seen_makes_room(self) -> None:
         poison = Poison(300.0, most=2)
@@ -142,6 +165,72 @@ def test_patience_follows_what_batches_take() -> None:
     assert 7.0 < usual.patience(100.0) < 8.0
     assert usual.patience(10.0) == 2.5, "each image of a batch can still be tried alone"
     assert usual.patience(0.1) == 0.5
+
+
+def test_patience_is_shorter_where_nobody_can_stand_in() -> None:
+    usual = Usual()
+    for _ in range(10):
+        usual.learn(0.3)
+    assert usual.patience(100.0) == pytest.approx(2.4)
+    assert usual.patience(100.0, crowded=True) == pytest.approx(0.8)
+    assert usual.patience(4.0, crowded=True) == 0.5
+
+
+class TestGivingWay:
+    """Which of the jobs whose workers are stuck goes."""
+
+    def job(self, uid: int, started: float, *, ended: bool = False) -> Job:
+        job = Job(
+            id=0,
+            uid=uid,
+            owner=None,
+            image=-1,
+            arrived=0.0,
+            deadline=40.0,
+            timeout=None,
+            done=lambda _job, _outcome: None,
+            discard=os.close,
+        )
+        job.started, job.ended = started, ended
+        return job
+
+    def test_the_newest_of_the_uid_that_has_the_most(self) -> None:
+        a = [self.job(1, started) for started in (1.0, 3.0, 2.0)]
+        b = [self.job(2, started) for started in (4.0, 5.0)]
+        assert overdue.giving_way([*a, *b]) is a[1]
+        assert overdue.giving_way([]) is None
+
+    def test_first_one_that_nobody_waits_for(self) -> None:
+        left = self.job(2, 0.5, ended=True)
+        assert overdue.giving_way([self.job(1, 1.0), left, self.job(1, 2.0)]) is left
+
+    def test_for_a_suspect_the_oldest_that_has_had_its_time(self) -> None:
+        a = [self.job(1, started) for started in (3.0, 1.0, 2.0)]
+        waits = self.job(1, 0.0)
+        assert overdue.proof(waits) == 10.0
+        assert overdue.proved(a, a, waits, 10.5) is None
+        assert overdue.proved(a, a, waits, 12.5) is a[1]
+
+    def test_nobody_goes_for_a_uid_that_has_as_many(self) -> None:
+        one, other = self.job(1, 1.0), self.job(2, 2.0)
+        assert overdue.proved([one], [one], other, 30.0) is one
+        both = [one, other]
+        assert overdue.proved(both, both, self.job(2, 0.0), 30.0) is other
+        assert overdue.proved(both, both, self.job(2, 0.0), 11.5) is None
+
+    def test_what_computes_goes_only_if_nobody_waits_for_it(self) -> None:
+        stuck = [self.job(1, 1.0), self.job(1, 2.0)]
+        assert overdue.proved(stuck, stuck[1:], self.job(1, 0.0), 30.0) is stuck[1]
+        assert overdue.proved(stuck, [], self.job(1, 0.0), 30.0) is None
+        stuck.append(self.job(1, 3.0, ended=True))
+        assert overdue.proved(stuck, stuck, self.job(1, 0.0), 4.0) is stuck[2]
+
+
+def test_what_computes_has_had_its_processor_time_and_what_hangs_its_time() -> None:
+    assert overdue.effort(10.0, 0.02) == 10.0
+    assert overdue.effort(10.0, 2.0) == 2.0
+    assert overdue.hangs(10.0, 0.02)
+    assert not overdue.hangs(10.0, 2.0)
 
 
 @pytest.fixture
