@@ -1,6 +1,7 @@
 """Get a connection: to whoever listens, or to a daemon started for the purpose.
 
-Knows when to try again and when to say that there is nobody. It sends nothing.
+Knows when to try again and when to say that there is nobody, also where somebody listens and says
+nothing: a front shows life even while it loads. It sends nothing.
 """
 
 from __future__ import annotations
@@ -12,12 +13,26 @@ from swiprctl.errors import NoDaemon
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import _socket
+    from collections.abc import Callable
 
     from swiprctl.address import Address
     from swiprctl.autostart import Child
 
 RETURN_PATIENCE = 5.0
 """Seconds that a daemon which did answer may be away before that is an error."""
+
+SLOW_START = 0.5
+"""Seconds without any answer after which the user is told why."""
+
+SILENT = 2.0
+"""Seconds without a sign of life after which the user is told of that."""
+
+QUESTION_PATIENCE = 10.0
+"""Seconds without a sign of life after which a question without a timeout is given up."""
+
+IMAGE_PATIENCE = 40.0
+"""The same for an image, and for a daemon that was started here. One that leaves takes up to 27 s
+for what it accepted, and its successor a few to get up; whoever comes meanwhile hears nothing."""
 
 _PAUSE = 0.05
 
@@ -30,18 +45,20 @@ class Dialer:
         not_before: when the next attempt makes sense, on the monotonic clock.
     """
 
-    def __init__(self, address: Address, *, autostart: bool) -> None:
+    def __init__(
+        self, address: Address, *, autostart: bool, notify: Callable[[str], None] | None
+    ) -> None:
         self.address = address
+        self._notify = notify
+        self._waits_since: float | None = None  # first of all
+        self._silent_since: float | None = None  # None: nothing is waited for
+        self._state: object = None  # what the last sign of life said
+        self._slow_told = self._silence_told = notify is None
         self.answered = False
         self.not_before = 0.0
         self._autostart = autostart and address.kind == "private"
         self._away_since: float | None = None
         self._child: Child | None = None  # started here, and no answer has proven it yet
-
-    @property
-    def starting(self) -> bool:
-        """Whether a daemon was started here and has not answered yet."""
-        return self._child is not None
 
     def dial(self, now: float, *, start: bool) -> Connection | None:
         """Connect, starting a daemon if `start` and need be; None if it has to be tried again.
@@ -76,6 +93,74 @@ class Dialer:
         if self._child is not None:
             self._child.forget()  # it works: how it ends is its own business
             self._child = None
+
+    def rest(self) -> None:
+        """Take note that nothing is waited for."""
+        self._silent_since = None
+        self._silence_told = self._notify is None
+
+    def wait(self, now: float) -> None:
+        """Take note that something is, and tell the user what is to be known by now."""
+        if self._silent_since is None:
+            self._silent_since = now
+        if self._waits_since is None:
+            self._waits_since = now
+        if self._notify is None:
+            return
+        where = f"the daemon on {self.address.path}"
+        if not self._slow_told and not self.answered and now >= self._waits_since + SLOW_START:
+            self._slow_told = True
+            text = f"waiting for {where}, which may be loading"
+            if self._child is not None:
+                text = "starting the daemon and loading its model"
+            elif self._state == "loading":
+                text = f"{where} is loading its model"
+            if self._state in (None, "loading"):
+                self._notify(f"{text}; the first answer takes a few seconds")
+        if not self._silence_told and self._child is None and now >= self._silent_since + SILENT:
+            self._silence_told = True
+            self._notify(self.silence(now))
+
+    def hear(self, now: float, sign: object = None) -> None:
+        """Take note of an answer, or of a sign of life and what it says."""
+        self._silent_since = now
+        self._silence_told = self._notify is None
+        if isinstance(sign, dict):
+            self._state = sign.get("state")
+
+    def silence(self, now: float) -> str:
+        """Say for how long nothing has been heard; empty where that is not worth a word."""
+        seconds = 0.0 if self._silent_since is None else now - self._silent_since
+        if seconds < SILENT:
+            return ""
+        return (
+            f"nothing has been heard of the daemon on {self.address.path} for {seconds:.1g} s:"
+            " it is being started, or it is stopped or stuck"
+        )
+
+    def due(self) -> list[float]:
+        """Give the moments at which `wait` has something to tell."""
+        due: list[float] = []
+        if self._silent_since is None or self._waits_since is None:
+            return due
+        if not self._slow_told and not self.answered:
+            due.append(self._waits_since + SLOW_START)
+        if not self._silence_told and self._child is None:
+            due.append(self._silent_since + SILENT)
+        return due
+
+    def patience(self, *, image: bool) -> float:
+        """Give the moment at which a silent daemon is given up."""
+        if self._silent_since is None:
+            return float("inf")
+        slow = image or self._child is not None
+        return self._silent_since + (IMAGE_PATIENCE if slow else QUESTION_PATIENCE)
+
+    def stuck(self, now: float) -> NoDaemon:
+        """Make the error that says that somebody listens and says nothing, and what helps."""
+        from swiprctl.stuck import advice
+
+        return NoDaemon(f"{self.silence(now)}; {advice(self.address)}")
 
     def close(self) -> None:
         """Leave nothing open of a daemon that was started here and has not answered yet."""

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from swiprctl.jobs import Job
     from swiprctl.protocol import Reply
 
-SLOW_START = 0.5
-"""Seconds without any answer after which the user is told why."""
-
 _PAUSE = 0.05
 _LOST_DESCRIPTOR = "no image came with the request"
 
@@ -43,10 +40,8 @@ class Exchange:
         trace: Callable[[str], None] | None = None,
     ) -> None:
         self.address = address
-        self._dialer = Dialer(address, autostart=autostart)
-        self._notify = notify
+        self._dialer = Dialer(address, autostart=autostart, notify=notify)
         self._trace = trace
-        self._notify_at: float | None = None
         self._connection: Connection | None = None
         self._write_not_before = 0.0
         self._jobs: dict[int, Job] = {}
@@ -59,6 +54,8 @@ class Exchange:
 
     def submit(self, job: Job) -> None:
         """Take a job in. It moves in the next `step()`."""
+        if not self._jobs:
+            self._dialer.rest()
         self._next_id += 1
         job.id = self._next_id
         if job.outcome is None:
@@ -97,6 +94,10 @@ class Exchange:
             self._converse(select.POLLIN)  # what it said before is all that will come
         if len(self._jobs) < before:
             wait = False  # one has ended already
+        if any(job.in_flight or job.due(now) for job in self._jobs.values()):
+            self._dialer.wait(now)
+        else:
+            self._dialer.rest()
         poll = select.poll()
         streams = self._register(poll, watch, now)
         for descriptor, events in poll.poll(self._patience(now) if wait else 0):
@@ -113,7 +114,7 @@ class Exchange:
         if self._connection is not None and not self._busy():
             self._converse(select.POLLIN)  # the daemon may have closed a connection that idled
         for job in list(self._jobs.values()):
-            if job.in_flight or job.streaming or now < job.not_before or now >= job.limit(None):
+            if not job.due(now) or now >= job.limit(None):
                 continue
             connection = self._connected(now, start=job.start)
             if connection is None or connection.leaving or connection.broken:
@@ -128,13 +129,11 @@ class Exchange:
         """Give the connection, made now if need be; None if that has to be tried again later."""
         if self._connection is None:
             self._connection = self._dialer.dial(now, start=start)
-            if self._notify_at is None:
-                self._notify_at = now + SLOW_START
         return self._connection
 
     def _send(self, connection: Connection, job: Job, now: float) -> None:
         request = Request(job.id, job.op, job.remaining(now))
-        request.labels = job.labels
+        request.labels, request.alive = job.labels, True
         descriptor = None
         try:
             if job.image is not None:
@@ -186,6 +185,10 @@ class Exchange:
 
     def _take(self, connection: Connection, reply: Reply) -> None:
         now = monotonic()
+        if reply.id is None and reply.error is None and "alive" in reply.fields:
+            self._dialer.hear(now, reply.fields["alive"])
+            return
+        self._dialer.hear(now)
         if connection.first_reply is None:
             connection.first_reply = now
             self._dialer.prove()
@@ -273,13 +276,14 @@ class Exchange:
         due = []
         for job in self._jobs.values():
             due.append(job.limit(first_reply))
+            if job.minds_silence:
+                due.append(self._dialer.patience(image=job.image is not None))
             if not job.in_flight and not job.streaming:
                 # What is due already waits for the connection, which poll(2) tells of.
                 due += [at for at in (job.not_before, self._dialer.not_before) if at > now]
         if self._write_not_before > now:
             due.append(self._write_not_before)
-        if self._notify is not None and self._notify_at is not None and not self._dialer.answered:
-            due.append(self._notify_at)
+        due += self._dialer.due()
         return 1000 * max(0.0, min(due) - now) if due else None
 
     def _give_up(self, now: float) -> None:
@@ -288,14 +292,9 @@ class Exchange:
         for job in list(self._jobs.values()):
             if now >= job.limit(first_reply):
                 self.forget(job)
-                job.expire(now)
+                job.expire(now, "" if job.streaming else self._dialer.silence(now))
+            elif job.minds_silence and now >= self._dialer.patience(image=job.image is not None):
+                self.forget(job)
+                job.finish(self._dialer.stuck(now))
         if self._connection is not None and self._connection.leaving and not self._busy():
             self._lose()
-        if self._notify is None or self._notify_at is None or self._dialer.answered:
-            return
-        if now >= self._notify_at:
-            text = "starting the daemon and loading its model"
-            if not self._dialer.starting:
-                text = f"waiting for the daemon on {self.address.path}, which may be loading"
-            self._notify(f"{text}; the first answer takes a few seconds")
-            self._notify = None

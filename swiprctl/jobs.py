@@ -150,18 +150,28 @@ class Job:
         """Whether the image is still being read from a stream."""
         return self.image is not None and self.image.stream is not None
 
+    @property
+    def minds_silence(self) -> bool:
+        """Whether it is given up where nothing is heard of the daemon; a timeout says when."""
+        return self.deadline is None and not self.streaming
+
+    def due(self, now: float) -> bool:
+        """Whether it waits to be sent, and may be."""
+        return not self.in_flight and not self.streaming and now >= self.not_before
+
     def remaining(self, now: float) -> float | None:
         """Give the seconds left of the user's timeout, if there is one."""
         return None if self.deadline is None else self.deadline.remaining(now)
 
-    def expire(self, now: float) -> None:
-        """Finish it as one whose limit has passed."""
+    def expire(self, now: float, silence: str) -> None:
+        """Finish it as one whose limit has passed, and say if nothing was heard of the daemon."""
         if self.streaming:
             text = "the pipe did not come to its end"
         else:
             text = "no answer" if self.resent == 0 else f"no answer, asked {self.resent + 1} times,"
         seconds = now - self.began if self.timeout is None else self.timeout
-        self.finish(DeadlineExceeded(f"{text} within {seconds:.3g} s"))
+        more = f"; {silence}" if silence else ""
+        self.finish(DeadlineExceeded(f"{text} within {seconds:.3g} s{more}"))
 
     def pause(self) -> float:
         """How long to wait before the next attempt: 0.05 s, doubling to 1 s."""

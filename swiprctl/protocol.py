@@ -56,11 +56,12 @@ class Request:
     """What a client asks. `timeout` is seconds, None where the client leaves it to the daemon.
 
     Attributes:
-        labels: those of the model that answers are wanted with a row, unless that has this id;
-            None where they are not wanted at all.
+        labels: those of the model that answers are wanted, unless it has this id; None: no.
+        alive: signs of life are wanted: replies without an id, but with a map `alive` that holds
+            `state` and `reason`, now and then while an answer takes its time.
     """
 
-    __slots__ = ("id", "image", "labels", "op", "timeout")
+    __slots__ = ("alive", "id", "image", "labels", "op", "timeout")
 
     def __init__(
         self, id: int, op: str, timeout: float | None = None, image: bytes | None = None
@@ -70,11 +71,12 @@ class Request:
         self.timeout = timeout
         self.image = image
         self.labels: str | None = None
+        self.alive: bool | None = None
 
     def encode(self) -> bytes:
         """Make the frame."""
         fields: dict[str, object] = {"id": self.id, "op": self.op}
-        for name in ("timeout", "image", "labels"):
+        for name in ("timeout", "image", "labels", "alive"):
             if (value := getattr(self, name)) is not None:
                 fields[name] = value
         return encode(fields)
@@ -104,6 +106,7 @@ class Request:
             raise _wrong("labels", "a model's id", labels)
         request = cls(request_id(fields), op, timeout, image)
         request.labels = labels
+        request.alive = fields.get("alive") is True
         return request
 
 
@@ -303,15 +306,12 @@ def _refuse_ext(code: int, _data: bytes) -> object:
 
 
 def _wrong(key: str, expected: str, found: object) -> BadRequest:
-    return BadRequest(f"{key}: expected {expected}, found {_show(found)}")
-
-
-def _show(value: object) -> str:
-    """A value for an error message. It came from a peer: only scalars are shown, and cut."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, str):
-        return ascii(value[:40])
-    if isinstance(value, int | float):
-        return repr(value)[:40]
-    return type(value).__name__
+    """Say what is wrong. What was found came from a peer: only scalars are shown, and cut."""
+    shown = type(found).__name__
+    if found is None:
+        shown = "nothing"
+    elif isinstance(found, str):
+        shown = ascii(found[:40])
+    elif isinstance(found, int | float):
+        shown = repr(found)[:40]
+    return BadRequest(f"{key}: expected {expected}, found {shown}")

@@ -5,7 +5,11 @@ It knows how answers go out, not what requests mean: each goes to the server as 
 
 from __future__ import annotations
 
+import fcntl
+import os
 import socket
+import termios
+from collections.abc import Callable
 from typing import Protocol
 
 from swiprctl.errors import SwiprError
@@ -22,6 +26,10 @@ HIGH_WATER = 1 << 18
 just enough not to be thrown out, the front holds 64 MiB for them."""
 
 _REQUEST_ITEMS = 64  # things in a request's map; five mean something, the rest is for later clients
+
+
+_SIGN_EVERY = 1.0  # seconds between signs of life
+_NOTHING = bytes(4)
 
 
 class Host(Protocol):
@@ -46,6 +54,7 @@ class Connection:
         questions: how many of those are questions that wait for a worker or the model.
         spoke: whether a whole request has come.
         paused: whether it is not read from, because it does not read either.
+        wants_signs: whether it asked for signs of life.
     """
 
     def __init__(self, host: Host, sock: socket.socket, uid: int) -> None:
@@ -54,7 +63,10 @@ class Connection:
         self.questions = 0
         self.spoke = False
         self.paused = False
+        self.wants_signs = False
+        self._signed = float("-inf")
         self._host = host
+        self._socket = sock
         self.channel = Channel(
             sock,
             on_frame=self._received,
@@ -82,6 +94,19 @@ class Connection:
         if self.channel.unsent > HIGH_WATER and not self.paused:
             self.paused = True
             self.channel.pause(True)
+
+    def show_life(self, now: float, describe: Callable[[], dict[str, object]]) -> None:
+        """Tell a client that waits for an answer that the daemon lives, and what it is doing.
+
+        Not before it has read what it was sent: one whose caller is away is not to be taken for one
+        that does not read.
+        """
+        if not self.wants_signs or not self.in_flight or now - self._signed < _SIGN_EVERY:
+            return
+        if self.channel.closed or fcntl.ioctl(self._socket, termios.TIOCOUTQ, _NOTHING) != _NOTHING:
+            return
+        self._signed = now
+        self.send(Reply(None, {"alive": {**describe(), "pid": os.getpid()}}))
 
     def _received(self, frame: Frame) -> None:
         self.spoke = True

@@ -145,6 +145,7 @@ class Server:
         now = self._loop.time()
         limits = self._settings
         for connection in list(self._connections):
+            connection.show_life(now, self._service.model.status)
             channel = connection.channel
             silent = 0.0 if channel.due or channel.taking else now - channel.last_read
             if channel.unsent and now - channel.last_write > limits.slow_reader:
@@ -178,6 +179,7 @@ class Server:
             return
         try:
             request = Request.parse(frame.fields)
+            connection.wants_signs |= bool(request.alive)
             if identity in connection.in_flight:
                 raise BadRequest(f"id {identity} is in use: its request has no answer yet")
             if attachment is not None and (request.op != "predict" or request.image is not None):
