@@ -8,6 +8,7 @@ to come back, except root and the daemon's own uid, for whom places are kept.
 from __future__ import annotations
 
 import os
+import pwd
 import selectors
 import time
 from collections import Counter
@@ -48,7 +49,7 @@ def run(scale: float, seed: int) -> Outcome:
     with folder() as place:
         place.chmod(0o755)
         subuids = place / "subuid"
-        subuids.write_text(f"{bystander.ATTACKER}:{_FIRST}:65536\n")
+        subuids.write_text(f"{pwd.getpwuid(bystander.ATTACKER).pw_name}:{_FIRST}:65536\n")
         trial.one_users(subuids, rounds, max(1.0, _FLOOD * scale))
         subuids.write_text("")
         trial.many_users(subuids, rounds)

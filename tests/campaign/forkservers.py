@@ -55,7 +55,7 @@ def run(scale: float, seed: int) -> Outcome:
                 )
                 try:
                     if not holder.wait_said(1):
-                        notes.append(f"the holder has failed: {holder.raised}")
+                        notes.append(f"nothing is held: {holder.raised}")
                     _kill_forkserver(scene.daemon)
                     killed += 1
                     if not scene.bystander.more(_ROWS):
@@ -64,7 +64,8 @@ def run(scale: float, seed: int) -> Outcome:
                     notes.append(f"forkserver {number} was killed, and no other came: {error!r}")
                 finally:
                     fuseserver.release(folder)  # or else the holder cannot end
-                    holder.wait_over()
+                    if not holder.wait_over():
+                        notes.append(f"what was held has no end: {holder.raised}")
                     holder.end()
                 errors.update(holder.said[1:])
             if notes:
@@ -110,10 +111,10 @@ def _hold(path: Path, folder: Path, say: Say) -> None:
             peer.send(identity, descriptor=flush, timeout=_TIMEOUT)
         # Answered at once, so by then it has read what came before on this connection.
         peer.send(_WAITING, "status")
-        while peer.receive().id != _WAITING:
-            pass
+        early = []
+        while (reply := peer.receive()).id != _WAITING:
+            early.append(reply)
         say("held")
-        with contextlib.suppress(EOFError):
-            for _ in range(_WAITING):
-                reply = peer.receive()
-                say("ok" if reply.error is None else reply.error.code)
+        for number in range(_WAITING):
+            reply = early[number] if number < len(early) else peer.receive()
+            say("ok" if reply.error is None else reply.error.code)

@@ -25,6 +25,7 @@ SECONDS = 70.0
 _HANGING, _GOOD = 12, 40
 _AGAIN = 2  # times that the same pictures come
 _ROUNDS = 5  # at scale 1, with other pictures each
+_ENDS = ("hanging: deadline", "hanging: worker-crashed")
 
 
 def run(scale: float, seed: int) -> Outcome:
@@ -58,7 +59,7 @@ def run(scale: float, seed: int) -> Outcome:
     notes += [*verdict.notes, *filter(None, [wrong])]
     rows = counts.pop("row", 0)
     requests = rounds * _AGAIN * (_HANGING + _GOOD)
-    lost = requests - rows - counts["hanging: deadline"]
+    lost = requests - rows - sum(n for what, n in counts.items() if what in _ENDS)
     return Outcome(
         scenario="hangers",
         requests=requests + verdict.rows + len(verdict.failed),

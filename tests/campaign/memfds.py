@@ -40,7 +40,7 @@ def run(scale: float, seed: int) -> Outcome:
         return Outcome(scenario="memfds", held=True, notes="skipped: takes uids, hence root")
     begun = time.monotonic()
     times = max(2, round(_TIMES * scale))
-    flood = max(30, round(_FLOOD * scale))
+    flood = max(_WINDOW + 4, round(_FLOOD * scale))
     long = scale >= 1
     bomb = progressive(_SCANS)
     errors: Counter[str] = Counter()

@@ -11,6 +11,7 @@ import time
 import traceback
 
 import limits
+import memory
 import models
 import serving
 from check import Failed
@@ -26,6 +27,7 @@ STEPS = [
     models.instance,
     limits.permissions,
     limits.restarts,
+    memory.out_of_memory,
     limits.hygiene,
 ]
 
