@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from swiprctl.version import __version__
-from swiprd import ownsocket, terminal, trusting
+from swiprd import trust
 from swiprd.config import ConfigError, Settings, add_options, load_settings
-from swiprd.daemon import Daemon
-from swiprd.forkserver import ENVIRONMENT
-from swiprd.log import set_up
+from swiprd.front.daemon import Daemon
+from swiprd.inference.forkserver import ENVIRONMENT
 from swiprd.pack import options as pack_options
-from swiprd.systemd import Manager, listen_sockets
+from swiprd.system import console, private_listener
+from swiprd.system.log import set_up
+from swiprd.system.systemd import Manager, listen_sockets
 
 _EX_USAGE = 64
 _EX_UNAVAILABLE = 69
@@ -34,8 +35,8 @@ class _Parser(argparse.ArgumentParser):
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         """Leave, once what was printed (--help, --version) has got through."""
         try:
-            terminal.put(b"")
-        except terminal.OutputFailed as error:
+            console.put(b"")
+        except console.OutputFailed as error:
             status = error.status
             message = None if error.unread else f"{self.prog}: {error}\n"
         super().exit(status, message)
@@ -43,7 +44,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command line; return the exit status."""
-    terminal.set_up()
+    console.set_up()
     options = _parser().parse_args(argv)
     if options.command == "serve":
         set_up()
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         except ConfigError as error:
             print(f"swiprd: {error}", file=sys.stderr)
             return _EX_CONFIG
-    with terminal.ended_by_interrupts():
+    with console.ended_by_interrupts():
         return _run_once(options)
 
 
@@ -65,7 +66,7 @@ def _run_once(options: argparse.Namespace) -> int:
 
         return check(options.folder, options.images, options.device)
     if options.command == "trust":
-        return trusting.run(options.folder)
+        return trust.run(options.folder)
     from swiprd.pack.command import run
 
     return run(options)
@@ -125,8 +126,8 @@ def _serve(options: argparse.Namespace) -> int:
         if not managed:
             load_settings(options)  # before the socket is made
         if not listeners and options.socket is not None:
-            listeners, own = [ownsocket.bind(options.socket)], True
-    except (ValueError, ownsocket.InUse) as error:
+            listeners, own = [private_listener.bind(options.socket)], True
+    except (ValueError, private_listener.InUse) as error:
         print(f"swiprd: {error}", file=sys.stderr)
         return _EX_UNAVAILABLE
     except OSError as error:

@@ -18,15 +18,16 @@ import torch
 from swiprctl.errors import CannotOpen, SwiprError
 from swiprctl.report import lines
 from swiprctl.rows import row
-from swiprd import images, model, terminal
-from swiprd.bundle import Bundle, load_bundle
-from swiprd.canary import WrongAnswer
-from swiprd.canaryimage import canary_of
-from swiprd.identity import digest_weights
-from swiprd.imagefile import read_image_bytes
-from swiprd.model import LoadedModel
-from swiprd.probe import CANARY_LIMITS
-from swiprd.tables import BundleError
+from swiprd.folder.canary import WrongAnswer
+from swiprd.folder.canary_image import canary_of
+from swiprd.folder.model_id import digest_weights
+from swiprd.folder.spec import Bundle, load_bundle
+from swiprd.folder.toml_table import BundleError
+from swiprd.inference import decode, model
+from swiprd.inference.model import LoadedModel
+from swiprd.pool.health import CANARY_LIMITS
+from swiprd.system import console
+from swiprd.system.imagefile import read_image_bytes
 
 EX_SOFTWARE = 70
 EX_CONFIG = 78
@@ -66,7 +67,7 @@ def check(folder: Path, paths: Sequence[Path], device: str) -> int:
     """
     try:
         return _check(folder, paths, device)
-    except terminal.OutputFailed as error:
+    except console.OutputFailed as error:
         return error.status if error.unread else _complain(str(error), error.status)
 
 
@@ -86,9 +87,9 @@ def _check(folder: Path, paths: Sequence[Path], device: str) -> int:
     except CheckFailed as error:
         return _complain(f"{folder}: {error}", error.status)
     for line in lines(_describe(loaded, digest, seconds)):
-        terminal.put(line)
+        console.put(line)
     if paths:
-        terminal.put("")
+        console.put("")
     status = 0
     for path in paths:
         try:
@@ -99,12 +100,12 @@ def _check(folder: Path, paths: Sequence[Path], device: str) -> int:
         except CheckFailed as error:
             return _complain(f"{path}: {error}", error.status)
         else:
-            terminal.put(row(answer.row, str(path) if len(paths) > 1 else None))
+            console.put(row(answer.row, str(path) if len(paths) > 1 else None))
     return status
 
 
 def _complain(message: str, status: int) -> int:
-    terminal.complain("swiprd", message)
+    console.complain("swiprd", message)
     return status
 
 
@@ -169,7 +170,7 @@ def _answer(loaded: LoadedModel, data: bytes) -> _Answer:
         CheckFailed: the forward pass raised an error.
     """
     begun = time.monotonic()
-    crops = images.decode(data, loaded.bundle.preprocess, CANARY_LIMITS["max_pixels"])
+    crops = decode.decode(data, loaded.bundle.preprocess, CANARY_LIMITS["max_pixels"])
     decoded = time.monotonic()
     try:
         answers = model.probabilities(loaded, crops.unsqueeze(0))

@@ -39,14 +39,16 @@ import torch
 from pathlib import Path
 threads, batch = int(sys.argv[2]), int(sys.argv[3])
 torch.set_num_threads(threads)
-from swiprd import imagefile, images, model
-from swiprd.bundle import load_bundle
+from swiprd.system import imagefile
+from swiprd.inference import decode
+from swiprd.inference import model
+from swiprd.folder.spec import load_bundle
 loaded = model.load_model(load_bundle(Path(sys.argv[1])))
 files = [os.open(path, os.O_RDONLY) for path in sys.argv[4:]]
 
 def once(k):
     tensors = [
-        images.decode(imagefile.read_image_bytes(files[(k + i) % len(files)], 1 << 26),
+        decode.decode(imagefile.read_image_bytes(files[(k + i) % len(files)], 1 << 26),
                       loaded.bundle.preprocess)
         for i in range(batch)
     ]
@@ -295,7 +297,7 @@ def kill_to_answer(daemon: DaemonProcess, file: int, *, everyone: bool) -> float
 
 def measure_start(model: Path, folder: Path) -> dict[str, Any]:
     """Seconds from exec to READY=1, beside those of importing what it imports."""
-    imports = "import torch; from swiprd.mending import import_torchvision; import_torchvision()"
+    imports = "import torch; from swiprd.inference.torchvision_import import import_torchvision; import_torchvision()"
     pairs = []
     for number in range(6):
         begun = time.perf_counter()

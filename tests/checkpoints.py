@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from swiprd.mending import import_torchvision
+from swiprd.inference.torchvision_import import import_torchvision
 
 torchvision = import_torchvision()
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from swiprd.mending import import_torchvision
+from swiprd.inference.torchvision_import import import_torchvision
 
 CLASSES = 10
 

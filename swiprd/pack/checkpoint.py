@@ -24,9 +24,9 @@ from typing import Any, Self, cast
 
 import torch
 
+from swiprd.inference.pickle_scan import INERT, Unwanted, screen
 from swiprd.pack.errors import CannotOpen, NotWeights
 from swiprd.pack.formats import MAX_SIZE, Format, open_checkpoint
-from swiprd.screen import INERT, Unwanted, screen
 
 _LEGACY_PICKLES = 5  # magic number, version, sizes of types, what was saved, names of storages
 

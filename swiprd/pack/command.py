@@ -12,20 +12,21 @@ from typing import BinaryIO
 
 import torch
 
-from swiprd import consent, terminal, trust
-from swiprd.bundle import PROGRAMS
 from swiprd.config import MODELS
-from swiprd.pack import folder, formats, labels, plan, recipes, telling
+from swiprd.folder import consent, trusted_programs
+from swiprd.folder.spec import PROGRAMS
+from swiprd.folder.toml_table import BundleError
+from swiprd.folder.trusted_programs import Code, NoRecord
+from swiprd.pack import formats, labels, plan, preprocessing, telling, writer
 from swiprd.pack.errors import CannotOpen, CannotWrite, Interrupted, NotProven, PackError, Unclear
-from swiprd.pack.folder import LABELS, Line
+from swiprd.pack.find_weights import Tensors
 from swiprd.pack.formats import Format
 from swiprd.pack.labels import Named
-from swiprd.pack.naming import Tensors
 from swiprd.pack.plan import Plan
-from swiprd.pack.proof import Answer, prove, try_program
-from swiprd.tables import BundleError
-from swiprd.terminal import OutputFailed
-from swiprd.trust import Code, NoRecord
+from swiprd.pack.verify import Answer, prove, try_program
+from swiprd.pack.writer import LABELS, Line
+from swiprd.system import console
+from swiprd.system.console import OutputFailed
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _WEIGHTS = "weights.pth"
@@ -38,20 +39,20 @@ def run(options: argparse.Namespace) -> int:
     try:
         answer, code = _pack(options)
     except PackError as error:
-        terminal.complain(telling.WHO, str(error))
+        console.complain(telling.WHO, str(error))
         return error.exit_status
     except Interrupted as error:
-        terminal.complain(telling.WHO, "interrupted; nothing was made")
+        console.complain(telling.WHO, "interrupted; nothing was made")
         return error.exit_status
     except OutputFailed as error:
-        terminal.complain(telling.WHO, f"{error}; nothing was made")
+        console.complain(telling.WHO, f"{error}; nothing was made")
         return error.status
     try:
         if code is not None:
             _record(options.output, code)
         _next(options, answer)
     except OutputFailed as error:
-        terminal.complain(telling.WHO, f"{error}; {options.output} is made all the same")
+        console.complain(telling.WHO, f"{error}; {options.output} is made all the same")
         return error.status
     return 0
 
@@ -63,7 +64,7 @@ def _pack(options: argparse.Namespace) -> tuple[Answer, Code | None]:
     plan.check_form(form, options.architecture)
     if options.output is not None:
         # Before the checkpoint is read, which may take a while.
-        folder.check_place(options.output, replace=options.force)
+        writer.check_place(options.output, replace=options.force)
         _name(options)
     if form in PROGRAMS:
         plan.trust(file, form, options)
@@ -89,7 +90,7 @@ def _pack_weights(file: Path, form: Format, digest: str, options: argparse.Names
         *([Line(key="match", value=fit.match)] if fit.match != "name" else []),
         Line(key="activation", value=made.activation, why=made.why["activation"]),
     ]
-    with folder.making(options.output, replace=options.force, note=telling.warn) as place:
+    with writer.making(options.output, replace=options.force, note=telling.warn) as place:
         _save(fit.tensors, place / _WEIGHTS, options.output)
         origin = f"{file.name}: {made.why['checkpoint']}, SHA-256 {digest}"
         _describe(place, options, lines, made.named, made.recipe, origin)
@@ -101,7 +102,9 @@ def _pack_program(
 ) -> Answer:
     told = plan.told_activation(options)
     given = labels.given(options.labels, options.labels_file)
-    recipe = plan.override(recipes.plain("torchvision evaluates most models; assumed"), options)
+    recipe = plan.override(
+        preprocessing.plain("torchvision evaluates most models; assumed"), options
+    )
     telling.say("checkpoint", f"{file}: {plan.FORMATS[form]}")
     telling.say("note", _CODE)
     outputs, *found = try_program(file, opened, form, recipe.preprocess)
@@ -120,7 +123,7 @@ def _pack_program(
         Line(key="architecture", value=form, why="a program: it carries code"),
         Line(key="activation", value=activation, why=why),
     ]
-    with folder.making(options.output, replace=options.force, note=telling.warn) as place:
+    with writer.making(options.output, replace=options.force, note=telling.warn) as place:
         opened.seek(0)
         with (place / _PROGRAMS[form]).open("wb") as target:
             shutil.copyfileobj(opened, target)
@@ -133,7 +136,7 @@ def _record(output: Path, code: Code) -> None:
     """Note that the user trusts the program; say so, or that it could not be done."""
     program = output.absolute() / _PROGRAMS[code.kind]
     try:
-        record = trust.record(code, program)
+        record = trusted_programs.record(code, program)
     except NoRecord as error:
         telling.warn(
             f"that you trust the program cannot be recorded: {error}. Until 'swiprd trust"
@@ -156,7 +159,7 @@ def _describe(
     options: argparse.Namespace,
     lines: list[Line],
     named: Named,
-    recipe: recipes.Recipe,
+    recipe: preprocessing.Recipe,
     origin: str,
     weights: str = _WEIGHTS,
 ) -> None:
@@ -172,7 +175,7 @@ def _describe(
         Line(key="weights", value=weights),
         Line(key="sha256", value=_digest(place / weights), why=f"of {weights}"),
     ]
-    text = folder.describe(every, recipe.preprocess, recipe.source, origin)
+    text = writer.describe(every, recipe.preprocess, recipe.source, origin)
     (place / "model.toml").write_text(text, encoding="utf-8")
 
 
@@ -210,7 +213,7 @@ def _prove(
     tensors: Tensors | None = None,
     trusted: Code | None = None,
 ) -> Answer:
-    folder.close(place)
+    writer.close(place)
     try:
         return prove(place, trusted)
     except NotProven as error:

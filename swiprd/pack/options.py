@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
-from swiprd.bundle import Activation, Crops, Edge, Interpolation
+from swiprd.folder.spec import Activation, Crops, Edge, Interpolation
 
 # A grid needs its rows and columns; model.toml is the place for that.
 CROPS = tuple(one for one in get_args(Crops) if one != "grid")

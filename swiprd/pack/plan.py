@@ -12,17 +12,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from swiprd.architectures import TIMM
-from swiprd.bundle import PROGRAMS, Activation, Preprocess
-from swiprd.matching import weighty
-from swiprd.pack import checkpoint, fitting, labels, naming, recipes, values
+from swiprd.folder.spec import PROGRAMS, Activation, Preprocess
+from swiprd.inference.architectures import TIMM
+from swiprd.inference.state_dict import weighty
+from swiprd.pack import checkpoint, convert, detect, find_weights, labels, preprocessing
+from swiprd.pack.detect import Fit
 from swiprd.pack.errors import NotWeights, Unclear
-from swiprd.pack.fitting import Fit
+from swiprd.pack.find_weights import Tensors
 from swiprd.pack.formats import Format
 from swiprd.pack.labels import CHEST_XRAY_14, IMAGENET, Named
-from swiprd.pack.naming import Tensors
 from swiprd.pack.options import LARGEST
-from swiprd.pack.recipes import Recipe
+from swiprd.pack.preprocessing import Recipe
 
 FORMATS: dict[Format, str] = {
     "zip": "torch.save()'s zip format",
@@ -65,9 +65,9 @@ def make(file: Path, form: Format, digest: str, options: argparse.Namespace) -> 
     content = checkpoint.read(file, form, digest)
     elsewhere = ""
     try:
-        found = naming.find(content, options.key)
+        found = find_weights.find(content, options.key)
         elsewhere = _elsewhere(found)
-        tensors, converted = values.convert(naming.normalise(found.tensors))
+        tensors, converted = convert.convert(find_weights.normalise(found.tensors))
         fit, how = _fit(tensors, content, options, elsewhere)
     except NotWeights as error:
         raise NotWeights(f"{file}: {error}{elsewhere}") from None
@@ -109,7 +109,7 @@ def is_chexnet(fit: Fit) -> bool:
     )
 
 
-def _elsewhere(found: naming.Found) -> str:
+def _elsewhere(found: find_weights.Found) -> str:
     """Say where the weights lay, if they were chosen: an average may lack what is no parameter."""
     if not found.others:
         return ""
@@ -124,12 +124,12 @@ def _fit(
     asked = options.architecture
     if asked is not None:
         try:
-            return fitting.fit(tensors, asked, options.crop), "--architecture"
+            return detect.fit(tensors, asked, options.crop), "--architecture"
         except NotWeights as error:
-            others = [one.architecture for one in fitting.guess(tensors)]
+            others = [one.architecture for one in detect.guess(tensors)]
             hint = f"; these are the tensors of {' or '.join(others)}" if others else ""
             raise NotWeights(f"not the weights of {asked}: {error}{hint}") from None
-    fits = fitting.guess(tensors)
+    fits = detect.guess(tensors)
     if len(fits) == 1:
         (fit,) = fits
         if fit.match == "order":
@@ -147,20 +147,20 @@ def _fit(
         hint += f" {TIMM}{named}"
     raise Unclear(
         "--architecture: no classifier of torchvision has exactly these tensors"
-        f" ({fitting.outline(tensors)}{elsewhere}){hint}. It can be {TIMM}NAME; a network of your"
+        f" ({detect.outline(tensors)}{elsewhere}){hint}. It can be {TIMM}NAME; a network of your"
         " own is packed as a program: torch.jit.trace(model.eval(), picture).save('model.pt')"
     )
 
 
 def _recipe(fit: Fit, digest: str, options: argparse.Namespace) -> Recipe:
     if fit.head == "fastai":
-        recipe = recipes.for_fastai(fit, options.crop or 224)
+        recipe = preprocessing.for_fastai(fit, options.crop or 224)
     elif fit.architecture.startswith(TIMM):
-        recipe = recipes.for_timm(fit.architecture)
+        recipe = preprocessing.for_timm(fit.architecture)
     elif is_chexnet(fit):
-        recipe = recipes.for_chexnet()
+        recipe = preprocessing.for_chexnet()
     else:
-        recipe = recipes.for_torchvision(fit, digest)
+        recipe = preprocessing.for_torchvision(fit, digest)
     return override(recipe, options)
 
 
@@ -236,10 +236,12 @@ def _known(fit: Fit, content: Any) -> Named | None:
     return None
 
 
-def _notes(found: naming.Found, fit: Fit, given: int) -> list[str]:
+def _notes(found: find_weights.Found, fit: Fit, given: int) -> list[str]:
     notes = []
     if found.others:
-        averaged = "the average over training steps (EMA); " if naming.is_average(found.key) else ""
+        averaged = (
+            "the average over training steps (EMA); " if find_weights.is_average(found.key) else ""
+        )
         others = ", ".join(found.others)
         notes.append(f'weights under "{found.key}": {averaged}--key takes others: {others}')
     if fit.last and not is_chexnet(fit):

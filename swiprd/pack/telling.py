@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from swiprd import terminal
-from swiprd.bundle import Preprocess
+from swiprd.folder.spec import Preprocess
 from swiprd.pack.labels import Labels
-from swiprd.terminal import OutputFailed
+from swiprd.system import console
+from swiprd.system.console import OutputFailed
 
 WHO = "swiprd pack"
 
 
 def warn(text: str) -> None:
-    terminal.complain(WHO, text)
+    console.complain(WHO, text)
 
 
 def say(what: str, text: str) -> None:
-    put(f"{what:12} {terminal.clean(text)}")
+    put(f"{what:12} {console.clean(text)}")
 
 
 def put(text: str) -> None:
@@ -25,7 +25,7 @@ def put(text: str) -> None:
         OutputFailed: for any other reason than that.
     """
     try:
-        terminal.put(text)
+        console.put(text)
     except OutputFailed as error:
         if not error.unread:
             raise

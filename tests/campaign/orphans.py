@@ -182,7 +182,7 @@ class _AtWork:
 
 def _of_front(pid: int) -> list[int]:
     """Pids of a front's forkservers and their workers, whoever their parent is by now."""
-    mark = b"\0swiprd.forkserver\0%d\0" % pid
+    mark = b"\0swiprd.inference.forkserver\0%d\0" % pid
     found = []
     for name in Path("/proc").iterdir():
         if name.name.isdigit():

@@ -10,8 +10,8 @@ import torch
 from modelfolders import make_folder
 from PIL import Image
 
-from swiprd import images, model
-from swiprd.bundle import load_bundle
+from swiprd.folder.spec import load_bundle
+from swiprd.inference import decode, model
 
 NEAR = 1e-4
 """What a right row may differ by in each number, of its largest: what swipr promises."""
@@ -58,7 +58,7 @@ class Pictures:
         self.rows = np.empty((0, len(loaded.labels)))
         while len(self.files) < count:
             data = _picture(rng)
-            crops = images.decode(data, loaded.bundle.preprocess)
+            crops = decode.decode(data, loaded.bundle.preprocess)
             row = model.probabilities(loaded, crops[None])[0].double().numpy()
             if any(_difference(row, other) < _APART for other in self.rows):
                 continue

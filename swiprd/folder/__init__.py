@@ -1,0 +1,1 @@
+"""A model's folder, read and judged. Standard library only."""

@@ -1,0 +1,162 @@
+"""May a model's program run? It may where root has put it, or where this user trusts its digest.
+
+What a folder below /etc/swipr or /var/lib/swipr holds, with nobody else able to write it, is the
+administrator's doing (ownership.py). Every other program is copied to where nobody can change it,
+digested there, and loaded from there if the user's record (trusted_programs.py) has the digest. Standard
+library only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import stat
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from swiprd.config import FOLDER, MODELS
+from swiprd.folder import trusted_programs
+from swiprd.folder.ownership import require_closed
+from swiprd.folder.spec import Bundle
+from swiprd.folder.toml_table import BundleError
+from swiprd.folder.trusted_programs import Code, NoRecord
+
+ROOTS = (FOLDER, MODELS[1].parent)
+"""Where models are put that root has for everybody."""
+
+_CHUNK = 1 << 20
+
+
+class UnknownSize(Exception):
+    """The file has not as many bytes as any that is wanted, and was not read."""
+
+
+@contextmanager
+def opened(bundle: Bundle, given: Code | None = None) -> Iterator[tuple[Bundle, BinaryIO]]:
+    """Give a bundle's program, open for reading, whose code may run; and the bundle as it is then.
+
+    Args:
+        given: what the user trusts, in place of the record: `pack` has just been told.
+
+    Raises:
+        BundleError: the program may not run; with the command that lets it.
+    """
+    refused = None
+    if _is_roots(bundle.folder):
+        try:
+            bundle = require_closed(bundle)
+        except BundleError as error:
+            refused = error
+        else:
+            opened = _open(bundle.weights)
+            with opened:
+                yield bundle, opened
+            return
+    why = ""
+    known: frozenset[Code] = frozenset()
+    try:
+        known = trusted_programs.read() if given is None else frozenset({given})
+    except NoRecord as error:
+        why = f"; {error}"
+    try:
+        copied, code = copy(
+            bundle.weights,
+            bundle.architecture,
+            {one.size for one in known if one.kind == bundle.architecture},
+        )
+    except UnknownSize:
+        raise refused or _refusal(bundle, why) from None
+    except BundleError as error:
+        raise refused or error from None
+    with copied:
+        if not is_known(code, known):
+            raise refused or _refusal(bundle, why)
+        yield bundle, copied
+
+
+def copy(file: Path, kind: str, sizes: Container[int] | None = None) -> tuple[BinaryIO, Code]:
+    """Copy a program to memory, where nobody else can change it; digest what is there.
+
+    Args:
+        sizes: in bytes; another file is not read. None: any will do.
+
+    Returns:
+        The copy, which the caller closes, from its begin; and what tells it from others.
+
+    Raises:
+        BundleError: the file cannot be read.
+        UnknownSize: its size is none of those.
+    """
+    source = _open(file)
+    with source:
+        size = os.fstat(source.fileno()).st_size
+        if sizes is not None and size not in sizes:
+            raise UnknownSize
+        digest = hashlib.sha256()
+        target = os.fdopen(os.memfd_create("swipr"), "w+b")
+        try:
+            left = size
+            # No further, though the file may grow meanwhile.
+            while left and (chunk := source.read(min(left, _CHUNK))):
+                digest.update(chunk)
+                target.write(chunk)
+                left -= len(chunk)
+            target.seek(0)
+        except OSError as error:
+            target.close()
+            raise BundleError(file, "", "a readable file", error.strerror or str(error)) from None
+        except BaseException:
+            target.close()
+            raise
+    return target, Code(kind=kind, size=size - left, sha256=digest.hexdigest())
+
+
+def roots() -> str:
+    """Name the folders of root's, for messages."""
+    return " or ".join(map(str, ROOTS))
+
+
+def is_known(code: Code, known: frozenset[Code]) -> bool:
+    """Whether a program is one of those."""
+    return code in known
+
+
+def _open(file: Path) -> BinaryIO:
+    try:
+        # Non-blocking: opening a named pipe would wait for whoever writes to it.
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise BundleError(file, "", "a readable file", "no regular file")
+        return open(descriptor, "rb")
+    except OSError as error:
+        raise BundleError(file, "", "a readable file", error.strerror or str(error)) from None
+
+
+def _is_roots(folder: Path) -> bool:
+    """Whether a folder lies, or is named by a link that lies, where root has its models."""
+    named = folder.absolute()
+    if ".." not in named.parts and any(named.is_relative_to(root) for root in ROOTS):
+        return True
+    resolved = folder.resolve()
+    return any(resolved.is_relative_to(root) for root in ROOTS)
+
+
+def _refusal(bundle: Bundle, why: str) -> BundleError:
+    uid, kind = os.geteuid(), bundle.architecture
+    if trusted_programs.place() is None:
+        expected = f"a program below {roots()}, where only root can write"
+        found = f"one elsewhere, and uid {uid} has no home folder to record its trust in"
+    else:
+        expected = f"a program that uid {uid} trusts"
+        folder = shlex.quote(str(bundle.folder.absolute()))
+        found = (
+            f"one that it has neither packed nor trusted{why}"
+            f" (if you trust where it came from: swiprd trust {folder})"
+        )
+    return BundleError(
+        bundle.weights, "", f"{expected}, since {kind} models carry code that runs here", found
+    )

@@ -1,0 +1,1 @@
+"""Between clients and workers: sockets, frames, queue, fair shares, deadlines. No torch, no numpy."""

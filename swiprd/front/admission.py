@@ -1,0 +1,252 @@
+"""Who may wait, who goes next, who is told to come back. Pure: `now` is an argument.
+
+Requests wait in one queue a uid. The next turn is that of the uid whose last one is longest ago, so
+that a flood from one delays another by one request at most, the one that runs. When the queue is
+full, a newcomer whose uid holds less than its share takes the place of the newest request of the
+uid that holds the most. Suspects, whose images have kept a worker busy for long and may hang, wait
+beside all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from swiprctl.errors import DeadlineExceeded, Overloaded, SwiprError
+from swiprd.front.round_robin import Line
+from swiprd.front.short_deadlines import Haste
+from swiprd.pool.typical import Typical
+from swiprd.system.attachment import Attachment
+
+_LEAST = 5  # answers before anybody is refused for what they took
+_SOONEST_RETRY = 0.05  # seconds; a shorter wait is a busy loop
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Job:
+    """One image on its way to a row.
+
+    Attributes:
+        id: unique in this daemon's life; what the workers call it.
+        uid: whose it is, as the kernel says.
+        owner: whatever submitted it; `cancel()` finds its jobs by it.
+        image: closed when the job ends.
+        arrived: seconds, monotonic.
+        deadline: seconds, monotonic. Infinite while the model loads, if the client named none.
+        timeout: seconds that the client named, None where it left that to the daemon.
+        done: called once, with the row's fields or the error.
+        started: when a worker got it, monotonic; 0 before.
+        threads: that it runs on by itself; 0 in a batch of several.
+        crashes: workers that died by themselves with it.
+        kills: workers that somebody else killed with it.
+        alone: it was in a batch that did not end well: the next try is its own.
+        overdue: when it had been in a worker, and it alone, for far longer than is usual,
+            monotonic; 0: that is not so.
+        suspect: it, or another with the same image, has been: it waits until nobody else does.
+        ran: seconds of its longest time in a worker in vain; of processor time, if it computed.
+        computed: seconds of processor time that its worker had had before.
+    """
+
+    id: int
+    uid: int
+    owner: object
+    image: Attachment
+    arrived: float
+    deadline: float
+    timeout: float | None
+    done: Callable[[Job, dict[str, object] | SwiprError], None]
+    started: float = 0.0
+    threads: int = 0
+    crashes: int = 0
+    kills: int = 0
+    alone: bool = False
+    overdue: float = 0.0
+    suspect: bool = False
+    ran: float = 0.0
+    computed: float = 0.0
+    ended: bool = field(default=False)
+
+
+class Admission:
+    """The queue. Counts what waits and what runs against one limit."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._fresh = Line()
+        self._suspects = Line()  # whose turn it is when nobody else waits
+        self._held: dict[int, int] = {}  # by uid, waiting and running
+        self._total = 0
+        self._between = Typical(_LEAST)  # seconds between two answers while there is work
+        self._quickest = 0.0  # seconds that the quickest image of all took; 0: not known yet
+        self._haste = Haste()
+        self.refused = 0
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait."""
+        return len(self._fresh) + len(self._suspects)
+
+    @property
+    def total(self) -> int:
+        """Requests that wait or run."""
+        return self._total
+
+    def oldest(self, now: float) -> float:
+        """Seconds that the longest waiting request has waited."""
+        return max((now - job.arrived for job in (*self._fresh, *self._suspects)), default=0.0)
+
+    def admit(self, job: Job, now: float) -> Job | None:
+        """Let a job wait. Return the job that has to make room for it, if one has to.
+
+        Raises:
+            DeadlineExceeded: no image has ever been answered within the time that this one has.
+            Overloaded: the queue is full, or the job cannot be answered within its deadline.
+        """
+        self._check_time(job, now)
+        victim = None
+        if self._total >= self.limit:
+            victim = self._make_room(job.uid)
+        self._fresh.append(job)
+        self._count(job.uid, 1)
+        return victim
+
+    def requeue(self, job: Job) -> None:
+        """Let a job wait again that a worker has had. What a dead worker left goes to the head: it
+        has waited already. A suspect does not."""
+        if job.suspect:
+            self._suspects.append(job)
+        else:
+            self._fresh.push_in(job)
+
+    def suspect(self, job: Job) -> None:
+        """Have a waiting job wait until nobody else does."""
+        self._fresh.remove(job)
+        job.suspect = True
+        self._suspects.append(job)
+
+    def take(self, job: Job) -> None:
+        """Take a job whose turn it is; it runs until `finished()`."""
+        self._line(job).take(job)
+
+    def peek(self) -> Job | None:
+        """The job whose turn it is, left where it is, if any waits that is no suspect."""
+        return self._fresh.next()
+
+    def peek_suspect(self, skip: Callable[[Job], bool]) -> Job | None:
+        """The same among suspects."""
+        return self._suspects.next(skip)
+
+    def withdraw(self, job: Job) -> bool:
+        """Take a job out of the queue and the count; False if it is not waiting."""
+        line = self._line(job)
+        if job not in line:
+            return False
+        line.remove(job)
+        self._count(job.uid, -1)
+        return True
+
+    def cancel(self, owner: object) -> list[Job]:
+        """Take out all that waits for one owner."""
+        jobs = [job for job in (*self._fresh, *self._suspects) if job.owner is owner]
+        for job in jobs:
+            self.withdraw(job)
+        return jobs
+
+    def finished(self, job: Job) -> None:
+        """A running job has ended, one way or the other."""
+        self._count(job.uid, -1)
+
+    def served(self, job: Job, share: float, alone: float | None = None) -> None:
+        """Learn from an answer.
+
+        Args:
+            share: seconds between two answers of a busy pool, by this one.
+            alone: seconds that it had a worker for itself, if it had.
+        """
+        self._between.learn(share)
+        if alone is not None and (not self._quickest or alone < self._quickest):
+            self._quickest = alone
+        self._haste.answered(job.uid)
+
+    def killed(self, job: Job, now: float) -> None:
+        """Learn from a running job whose deadline has passed."""
+        self._haste.killed(job.uid, now - job.started, job.deadline - job.arrived, now)
+
+    def too_late(self, job: Job, now: float) -> bool:
+        """Whether no image has ever been answered within the time that this job has left."""
+        return now + self._quickest > job.deadline
+
+    def new_model(self) -> None:
+        """Forget what images took: another model answers from now on."""
+        self._between = Typical(_LEAST)
+        self._quickest = 0.0
+
+    def by_uid(self) -> dict[int, int]:
+        """Requests waiting or running, by uid."""
+        return dict(self._held)
+
+    def _check_time(self, job: Job, now: float) -> None:
+        given = job.deadline - now
+        ahead = self._ahead(job.uid)
+        wait = ahead * self._between.seconds
+        if wait and now + wait + self._quickest > job.deadline:
+            self.refused += 1
+            raise Overloaded(
+                f"{ahead} requests go first, which takes about {wait:.1f} s:"
+                " more than this one has",
+                self.retry_after,
+            )
+        if self.too_late(job, now):
+            self.refused += 1
+            raise DeadlineExceeded(
+                f"not tried: it gives {given:.3g} s, and the quickest image so far took"
+                f" {self._quickest:.3g} s"
+            )
+        if (wait := self._haste.wait(job.uid, given, now)) > 0.0:
+            self.refused += 1
+            raise Overloaded(
+                f"the last requests of uid {job.uid} gave {given:.3g} s or more, and that was too"
+                " little: give more",
+                round(max(_SOONEST_RETRY, wait), 3),
+            )
+
+    def _ahead(self, uid: int) -> int:
+        """Requests that may have their turn before a newcomer of this uid has: of the others, no
+        more than there are turns until then."""
+        lengths = self._fresh.lengths()
+        own = lengths.pop(uid, 0)
+        return own + sum(min(waiting, own + 1) for waiting in lengths.values())
+
+    def _make_room(self, uid: int) -> Job:
+        held = self._held.get(uid, 0)
+        share = self.limit // (len(self._held.keys() | {uid}))
+        suspects = self._suspects.lengths()
+        waiting = {**self._fresh.lengths(), **suspects}
+        greedy = max(waiting, key=lambda u: self._held[u], default=uid)
+        if held >= share or greedy == uid or self._held.get(greedy, 0) <= held + 1:
+            self.refused += 1
+            raise Overloaded(f"the queue of {self.limit} is full", self.retry_after)
+        victim = (self._suspects if greedy in suspects else self._fresh).last(greedy)
+        self.withdraw(victim)
+        self.refused += 1
+        return victim
+
+    def evicted(self) -> Overloaded:
+        """What the job that made room is told."""
+        return Overloaded("made room in a full queue for another user", self.retry_after)
+
+    @property
+    def retry_after(self) -> float:
+        """Seconds after which it may be worth to come again."""
+        return round(max(_SOONEST_RETRY, self._total * self._between.seconds / 2), 3)
+
+    def _line(self, job: Job) -> Line:
+        return self._suspects if job.suspect else self._fresh
+
+    def _count(self, uid: int, by: int) -> None:
+        self._total += by
+        held = self._held.get(uid, 0) + by
+        if held:
+            self._held[uid] = held
+        else:
+            del self._held[uid]

@@ -1,0 +1,113 @@
+"""One client of the front: its socket, what it has in flight, and whether it reads its answers.
+
+It knows how answers go out, not what requests mean: each goes to the server as it comes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import termios
+from collections.abc import Callable
+from typing import Protocol
+
+from swiprctl.errors import SwiprError
+from swiprctl.protocol import Frame, Reply
+from swiprd.front.byte_budget import Room
+from swiprd.front.fair_share import Turns
+from swiprd.front.intakes import Intakes
+from swiprd.front.service import Outcome
+from swiprd.system.attachment import Attachment
+from swiprd.system.channel import Channel
+
+HIGH_WATER = 1 << 18
+"""Bytes of unread replies at which a client is not read from any more. With 256 clients that read
+just enough not to be thrown out, the front holds 64 MiB for them."""
+
+_REQUEST_ITEMS = 64  # things in a request's map; five mean something, the rest is for later clients
+
+
+_SIGN_EVERY = 1.0  # seconds between signs of life
+_NOTHING = bytes(4)
+
+
+class Host(Protocol):
+    """What a connection asks of the server, and tells it."""
+
+    turns: Turns
+    intakes: Intakes
+    room: Room
+
+    def forget(self, connection: Connection) -> None:
+        """The connection is closed."""
+
+    def handle(self, connection: Connection, frame: Frame) -> None:
+        """Act on one request. The frame's attachment is owned from here."""
+
+
+class Connection:
+    """One client.
+
+    Attributes:
+        in_flight: ids of requests without an answer yet.
+        questions: how many of those are questions that wait for a worker or the model.
+        spoke: whether a whole request has come.
+        paused: whether it is not read from, because it does not read either.
+        wants_signs: whether it asked for signs of life.
+    """
+
+    def __init__(self, host: Host, sock: socket.socket, uid: int) -> None:
+        self.uid = uid
+        self.in_flight: set[int] = set()
+        self.questions = 0
+        self.spoke = False
+        self.paused = False
+        self.wants_signs = False
+        self._signed = float("-inf")
+        self._host = host
+        self._socket = sock
+        self.channel = Channel(
+            sock,
+            on_frame=self._received,
+            on_closed=lambda _error: host.forget(self),
+            farewell=lambda error: Reply(None, None, error).encode(),
+            reserve=lambda size: host.room.reserve(uid, size),
+            ask=lambda work: host.turns.ask(uid, work),
+            take=lambda sock, size, received: host.intakes.take(uid, sock, size, received),
+            discard=Attachment.close,
+            release=lambda sock: host.intakes.bury(uid, sock),
+            items=_REQUEST_ITEMS,
+        )
+
+    def answer(self, identity: int, outcome: Outcome) -> None:
+        """Answer a request in flight."""
+        self.in_flight.discard(identity)
+        if isinstance(outcome, SwiprError):
+            self.send(Reply(identity, None, outcome))
+        else:
+            self.send(Reply(identity, outcome))
+
+    def send(self, reply: Reply) -> None:
+        """Send a reply; read no further requests from a client that leaves too many unread."""
+        self.channel.send(reply.encode())
+        if self.channel.unsent > HIGH_WATER and not self.paused:
+            self.paused = True
+            self.channel.pause(True)
+
+    def show_life(self, now: float, describe: Callable[[], dict[str, object]]) -> None:
+        """Tell a client that waits for an answer that the daemon lives, and what it is doing.
+
+        Not before it has read what it was sent: one whose caller is away is not to be taken for one
+        that does not read.
+        """
+        if not self.wants_signs or not self.in_flight or now - self._signed < _SIGN_EVERY:
+            return
+        if self.channel.closed or fcntl.ioctl(self._socket, termios.TIOCOUTQ, _NOTHING) != _NOTHING:
+            return
+        self._signed = now
+        self.send(Reply(None, {"alive": {**describe(), "pid": os.getpid()}}))
+
+    def _received(self, frame: Frame) -> None:
+        self.spoke = True
+        self._host.handle(self, frame)

@@ -1,0 +1,232 @@
+"""The front's end of one intake, and the orders that it can be given, one at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from swiprctl.errors import Overloaded, SwiprError
+from swiprctl.protocol import Frame, encode, parse_error
+from swiprd.front.byte_budget import Room
+from swiprd.intake import process
+from swiprd.system.attachment import Attachment, Identity
+from swiprd.system.channel import Channel
+
+_IDLE = 60.0  # seconds that an intake stays without work: the next request need not wait for a fork
+_RETRY = 0.1  # seconds after which a client tries again where an intake was killed
+
+
+class Take:
+    """An order: receive from a client."""
+
+    def __init__(
+        self,
+        ticket: int,
+        sock: socket.socket,
+        size: int,
+        received: Callable[[SwiprError | None], None],
+        room: Room,
+    ) -> None:
+        self.ticket = ticket
+        self.attachment = Attachment(self._released)
+        self._room = room
+        self._copied = 0
+        self._socket = sock
+        self._size = size
+        self._received = received
+        self._told = False
+        self._handle: Handle | None = None
+
+    @property
+    def moot(self) -> bool:
+        """Whether the connection is closed: there is nothing to receive from."""
+        return self._socket.fileno() < 0
+
+    def send(self, handle: Handle, channel: Channel) -> None:
+        """Give it to an intake."""
+        self._handle = handle
+        fields: dict[str, object] = {"op": "take", "ticket": self.ticket, "size": self._size}
+        channel.send(encode(fields), self._socket.fileno())
+
+    def progressed(self, error: SwiprError | None = None) -> None:
+        """The message has been received, or cannot be: tell the connection."""
+        if not self._told:
+            self._told = True
+            self._received(error)
+
+    def done(self, descriptor: int, identity: Identity | None, copied: int) -> None:
+        """The intake has handed the file on, and keeps a duplicate until it is told to drop it.
+
+        Args:
+            copied: bytes of memory that it takes, where it is a copy.
+        """
+        self.progressed()
+        try:
+            self._room.admit(copied)
+        except Overloaded as error:
+            os.close(descriptor)
+            self._released()
+            self.attachment.refuse(error)
+            return
+        self._copied = copied
+        self.attachment.arrive(descriptor, identity)
+
+    def fail(self, error: SwiprError, *, broken: bool = True) -> None:
+        """There is no file; `broken`: and the connection cannot go on."""
+        self.progressed(error if broken else None)
+        self.attachment.refuse(error)
+
+    def _released(self) -> None:
+        self._room.leave(self._copied)
+        assert self._handle is not None  # it has handed on what is released
+        self._handle.drop(self.ticket)
+
+
+class Identify:
+    """An order: tell which image a memfd is. Whatever comes of it, it is an image."""
+
+    moot = False
+
+    def __init__(self, ticket: int, memfd: int, released: Callable[[], None]) -> None:
+        self.ticket = ticket
+        self.attachment = Attachment(released)
+        self._memfd = memfd
+
+    def send(self, _handle: Handle, channel: Channel) -> None:
+        """Give it to an intake."""
+        channel.send(encode({"op": "identify", "ticket": self.ticket}), self._memfd)
+
+    def done(self, identity: Identity | None) -> None:
+        """The intake knows which, or that it cannot be told."""
+        self.attachment.arrive(self._memfd, identity)
+
+    def fail(self, _error: SwiprError) -> None:
+        """The intake is gone."""
+        self.attachment.arrive(self._memfd, None)
+
+
+class Bury:
+    """An order: close a client's socket, with what waits in it."""
+
+    moot = False
+
+    def __init__(self, ticket: int, sock: socket.socket) -> None:
+        self.ticket = ticket
+        self._socket = sock
+
+    def send(self, _handle: Handle, channel: Channel) -> None:
+        """Give it to an intake, whose descriptor is the last then."""
+        channel.send(encode({"op": "bury", "ticket": self.ticket}), self._socket.fileno())
+        self._socket.close()
+
+    def fail(self, _error: SwiprError) -> None:
+        """The intake is gone, or none is to be had."""
+        self._socket.close()
+
+
+Order = Take | Identify | Bury
+
+
+class Handle:
+    """The front's end of one intake.
+
+    Args:
+        on_free: called when it has done what it was given.
+        on_gone: called once, when it can be given nothing more.
+    """
+
+    def __init__(
+        self, limit: int, *, on_free: Callable[[], None], on_gone: Callable[[Handle], None]
+    ) -> None:
+        self._on_free = on_free
+        self._on_gone = on_gone
+        self._loop = asyncio.get_running_loop()
+        self._order: Order | None = None
+        self._kept = 0  # duplicates that it keeps for the front
+        ours, theirs = socket.socketpair()
+        parent = os.getpid()
+        try:
+            self._pid = os.fork()
+            if self._pid == 0:
+                process.become(theirs, parent, limit)
+            self._pidfd = os.pidfd_open(self._pid)
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self._channel = Channel(ours, on_frame=self._told, on_closed=self._closed)
+        self._loop.add_reader(self._pidfd, self._died)
+        self._timer = self._loop.call_later(_IDLE, self._leave_if_idle)
+        self._used = self._loop.time()
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has an order that it has not done yet."""
+        return self._order is not None
+
+    def give(self, order: Order) -> None:
+        """Give it something to do; only while it is not busy."""
+        if not order.moot:
+            self._used = self._loop.time()
+            self._order = order
+            order.send(self, self._channel)
+
+    def drop(self, ticket: int) -> None:
+        """Have it close the duplicate that it keeps."""
+        self._kept -= 1
+        self._channel.send(encode({"op": "drop", "ticket": ticket}))
+
+    def dismiss(self) -> None:
+        """Let it leave, at once or when it no longer hangs."""
+        self._channel.close()
+
+    # --- what it tells
+
+    def _told(self, frame: Frame) -> None:
+        fields: Any = frame.fields
+        order = self._order
+        assert order is not None  # it does nothing unasked
+        assert fields["ticket"] == order.ticket
+        if "received" in fields:
+            assert isinstance(order, Take)
+            order.progressed()
+            return
+        self._order = None
+        identity = Identity(fields["size"], fields["key"]) if "key" in fields else None
+        match order:
+            case Take() if "error" in fields:
+                order.fail(parse_error(fields["error"]), broken=fields["broken"])
+            case Take():
+                self._kept += 1
+                order.done(frame.attachment, identity, fields["copied"])
+            case Identify():
+                order.done(identity)
+            case Bury():
+                pass
+        self._on_free()
+
+    def _closed(self, _error: Exception | None) -> None:
+        """It is gone, or dismissed."""
+        self._timer.cancel()
+        order, self._order = self._order, None
+        if order is not None:
+            order.fail(Overloaded("the process that received the image's file is gone", _RETRY))
+        self._on_gone(self)
+
+    def _died(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        with suppress(ChildProcessError):
+            os.waitpid(self._pid, 0)
+
+    def _leave_if_idle(self) -> None:
+        rest = self._used + _IDLE - self._loop.time()
+        if rest <= 0 and not self.busy and not self._kept:
+            self.dismiss()
+        else:
+            self._timer = self._loop.call_later(max(rest, _IDLE / 10), self._leave_if_idle)

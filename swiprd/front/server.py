@@ -1,0 +1,270 @@
+"""Accepts clients and owns their sockets: bytes in, requests to the service, replies out.
+
+It opens no path, decodes no image and waits for nobody: each limit on a peer's manners is kept by
+one sweep over the connections. What a client may do is decided by SO_PEERCRED alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+import struct
+from collections import Counter
+from collections.abc import Coroutine
+from typing import Any
+
+from swiprctl.errors import BadRequest, Forbidden, Overloaded, SwiprError
+from swiprctl.protocol import Frame, Reply, Request, request_id
+from swiprd.config import Settings
+from swiprd.front.byte_budget import Room
+from swiprd.front.connection import HIGH_WATER, Connection
+from swiprd.front.fair_share import Turns
+from swiprd.front.intakes import Intakes
+from swiprd.front.service import Outcome, Service
+from swiprd.system.attachment import Attachment
+from swiprd.system.log import log
+
+_UCRED = struct.Struct("3i")  # pid, uid, gid: unix(7)
+_SWEEP = 0.25  # seconds between looks at slow peers: what a limit on them may be late by
+_ACCEPTS = 16  # connections taken in one go, so that a flood of them does not starve the rest
+_QUESTIONS = 16  # that may wait on a connection: images have the queue's limit, these have none
+_NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_ACCEPT_PAUSE = 0.5  # seconds, when there are no descriptors left
+
+
+class Server:
+    """Serves on listening sockets until `stop_accepting()` and `close()`."""
+
+    def __init__(
+        self, listeners: list[socket.socket], service: Service, settings: Settings
+    ) -> None:
+        self._listeners = listeners
+        self._service = service
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+        self._connections: set[Connection] = set()
+        self.turns = Turns()
+        self.room = Room(settings.max_inline)
+        self.intakes = Intakes(settings.max_image, self.room)
+        self._accepting = False
+        self._resume: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        for listener in listeners:
+            listener.setblocking(False)
+        self._start_accepting()
+        self._sweeper = self._loop.call_later(_SWEEP, self._sweep)
+
+    @property
+    def connections(self) -> int:
+        """Clients connected."""
+        return len(self._connections)
+
+    def stop_accepting(self) -> None:
+        """Leave new clients in the sockets' queues. The sockets stay as they are."""
+        if self._resume is not None:
+            self._resume.cancel()
+            self._resume = None
+        if self._accepting:
+            self._accepting = False
+            for listener in self._listeners:
+                self._loop.remove_reader(listener)
+
+    async def flush(self, patience: float) -> None:
+        """Wait until every reply is read, `patience` seconds at most."""
+        until = self._loop.time() + patience
+        while any(c.channel.unsent for c in self._connections) and self._loop.time() < until:
+            await asyncio.sleep(0.01)
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.stop_accepting()
+        self._sweeper.cancel()
+        for task in self._tasks:
+            task.cancel()
+        for connection in list(self._connections):
+            connection.channel.close()
+        self.intakes.close()
+
+    def _start_accepting(self) -> None:
+        self._accepting = True
+        for listener in self._listeners:
+            self._loop.add_reader(listener, self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(_ACCEPTS):
+            try:
+                sock, _ = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in _NO_DESCRIPTORS:
+                    raise
+                log.warning("cannot accept: %s; trying again soon", error.strerror)
+                self.stop_accepting()
+                self._resume = self._loop.call_later(_ACCEPT_PAUSE, self._start_accepting)
+                return
+            self._welcome(sock)
+
+    def _welcome(self, sock: socket.socket) -> None:
+        _, uid, _ = _UCRED.unpack(
+            sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        )
+        if len(self._connections) >= self._settings.connections and not self._make_room():
+            full = Overloaded(f"{len(self._connections)} clients are connected already", 1.0)
+            sock.setblocking(False)
+            with contextlib.suppress(OSError):  # it may have left
+                sock.send(Reply(None, None, full).encode())
+            self.intakes.bury(uid, sock)
+            return
+        self.turns.join(uid)
+        # Bytes "out of band" could carry a descriptor past the look ahead at those in the band.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        self._connections.add(Connection(self, sock, uid))
+
+    def _make_room(self) -> bool:
+        """Close the connection that has been idle longest, of the uid that has the most.
+
+        One that has sent a part of a request goes only where there is no other: it is not idle,
+        but it must not be able to stay for good by sending a byte now and then either.
+        """
+        idle = [c for c in self._connections if not c.in_flight and not c.channel.unsent]
+        if not idle:
+            return False
+        held = Counter(c.uid for c in self._connections)
+        victim = min(
+            idle, key=lambda c: (-held[c.uid], c.channel.decoder.mid_frame, c.channel.last_read)
+        )
+        victim.channel.close()
+        return True
+
+    def _sweep(self) -> None:
+        self._sweeper = self._loop.call_later(_SWEEP, self._sweep)
+        now = self._loop.time()
+        limits = self._settings
+        for connection in list(self._connections):
+            connection.show_life(now, self._service.model.status)
+            channel = connection.channel
+            silent = 0.0 if channel.due or channel.taking else now - channel.last_read
+            if channel.unsent and now - channel.last_write > limits.slow_reader:
+                channel.close()
+            elif connection.paused:
+                if channel.unsent < HIGH_WATER:
+                    connection.paused = False
+                    channel.pause(False)
+            elif channel.decoder.mid_frame and silent > limits.stall:
+                channel.refuse(BadRequest(f"half a frame, and nothing for {limits.stall:g} s"))
+            elif not connection.spoke and silent > limits.first_byte:
+                channel.refuse(BadRequest(f"no request within {limits.first_byte:g} s"))
+
+    # --- what connections ask for
+
+    def forget(self, connection: Connection) -> None:
+        """A connection is closed: what it waits for need not be done."""
+        self._connections.discard(connection)
+        self.turns.leave(connection.uid)
+        self._service.cancel(connection)
+
+    def handle(self, connection: Connection, frame: Frame) -> None:
+        """Act on one request. The frame's attachment is owned from here."""
+        attachment: Attachment | None = frame.attachment
+        try:
+            identity = request_id(frame.fields)
+        except BadRequest as error:
+            if attachment is not None:
+                attachment.close()
+            connection.channel.refuse(error)
+            return
+        try:
+            request = Request.parse(frame.fields)
+            connection.wants_signs |= bool(request.alive)
+            if identity in connection.in_flight:
+                raise BadRequest(f"id {identity} is in use: its request has no answer yet")
+            if attachment is not None and (request.op != "predict" or request.image is not None):
+                connection.channel.refuse(BadRequest("a descriptor that no request asks for"))
+                return
+            if request.op == "predict":
+                image = self._inline(request) if attachment is None else attachment
+                attachment = None
+                self._submit(connection, request, image)
+                return
+            if request.op == "reload" and connection.uid not in (0, os.geteuid()):
+                raise Forbidden(
+                    "only root and the daemon's own user may reload the model:"
+                    " try sudo swiprctl reload"
+                )
+            if request.op in ("ping", "reload") or (
+                request.op == "model" and not self._service.model.settled
+            ):
+                if connection.questions >= _QUESTIONS:
+                    raise Overloaded(f"{connection.questions} questions wait already", 1.0)
+                connection.in_flight.add(identity)
+                connection.questions += 1
+                self._spawn(self._inquire(connection, identity, request.op))
+                return
+            # At once: so many answers that nobody reads stop the reading of further questions.
+            connection.answer(identity, self._describe(request.op))
+        except SwiprError as error:
+            connection.send(Reply(identity, None, error))
+        finally:
+            if attachment is not None:
+                attachment.close()
+
+    def _submit(self, connection: Connection, request: Request, image: Attachment) -> None:
+        def done(outcome: Outcome) -> None:
+            if not isinstance(outcome, SwiprError):
+                outcome = self._service.model.with_labels(outcome, request.labels)
+            connection.answer(request.id, outcome)
+
+        connection.in_flight.add(request.id)
+        self._service.submit(
+            uid=connection.uid,
+            owner=connection,
+            image=image,
+            timeout=request.timeout,
+            done=done,
+        )
+
+    def _describe(self, op: str) -> dict[str, object]:
+        if op == "model":
+            return self._service.model.describe()
+        return {
+            **self._service.status(),
+            "connections": len(self._connections),
+            "intakes": {"processes": self.intakes.processes, "waiting": self.intakes.waiting},
+        }
+
+    def _inline(self, request: Request) -> Attachment:
+        if request.image is None:
+            # The client knows it by its first words, and sends bytes.
+            raise BadRequest(
+                "no image came with the request: neither a descriptor nor bytes"
+                " (descriptors do not pass through ssh; bytes do)"
+            )
+        return self.intakes.keep(request.image)
+
+    async def _inquire(self, connection: Connection, identity: int, op: str) -> None:
+        service = self._service
+        outcome: Outcome
+        try:
+            match op:
+                case "ping":
+                    outcome = await service.ping()
+                case "reload":
+                    outcome = await service.model.reload()
+                case _:
+                    await service.model.wait_settled()
+                    outcome = service.model.describe()
+        except SwiprError as error:
+            outcome = error
+        except OSError as error:
+            outcome = Overloaded(f"the daemon is short of something: {error.strerror}", 1.0)
+        connection.questions -= 1
+        connection.answer(identity, outcome)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,95 @@
+"""What `model` and `status` answer, put together from those who know. Times are in seconds."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from typing import Any
+
+from swiprd.folder.spec import Bundle
+from swiprd.front.admission import Admission
+from swiprd.front.poison import Poison
+from swiprd.front.stats import Stats
+from swiprd.pool.supervisor import Supervisor
+
+_KILLS_SHOWN = 5
+
+
+def describe_model(bundle: Bundle, described: dict[str, Any]) -> dict[str, object]:
+    """The model that serves, from its folder and from what the forkserver says of it."""
+    preprocess = bundle.preprocess
+    return {
+        "name": bundle.name,
+        "model": described["model"],
+        "architecture": bundle.architecture,
+        "labels": described["labels"],
+        "thresholds": bundle.thresholds,
+        "activation": bundle.activation,
+        "input": {
+            "resize": preprocess.resize,
+            "edge": preprocess.edge,
+            "crop": preprocess.crop,
+            "crops": preprocess.crop_count,
+            "exact": not preprocess.draft,
+        },
+        "device": described["device"],
+        "folder": str(bundle.folder),
+        "versions": described["versions"],
+    }
+
+
+def describe_work(
+    admission: Admission, stats: Stats, poison: Poison, now: float
+) -> dict[str, object]:
+    """The queue, and what became of requests."""
+    return {
+        "queue": {
+            "waiting": admission.waiting,
+            "total": admission.total,
+            "limit": admission.limit,
+            "oldest": admission.oldest(now),
+            "by_uid": {str(uid): n for uid, n in admission.by_uid().items()},
+        },
+        "requests": {
+            "outcomes": dict(stats.outcomes),
+            "by_uid": {str(uid): n for uid, n in stats.by_uid.items()},
+            "refused": admission.refused,
+        },
+        "poison": {"remembered": len(poison), "refused": poison.refused},
+        "latency": stats.latency(),
+    }
+
+
+def describe_staff(staff: Supervisor | None, now: float) -> dict[str, object]:
+    """The processes, and those that had to be killed or died; None: no model serves."""
+    if staff is None:
+        return {"model": "", "workers": []}
+    return {
+        "model": staff.described.get("model", ""),
+        "shape": asdict(staff.shape),
+        "forkserver": {"pid": staff.pid, "restarts": staff.restarts},
+        "workers": [
+            {
+                "number": worker.number,
+                "pid": worker.pid,
+                "state": worker.state.value,
+                "age": now - worker.born,
+                "answered": worker.answered,
+                "stuck": worker.stuck,
+            }
+            for worker in staff.workers.values()
+        ],
+        "recycled": staff.recycled,
+        "kills": {
+            "total": staff.killed,
+            "last": [
+                {"ago": now - at, "worker": number, "why": why}
+                for at, number, why in list(staff.kills)[-_KILLS_SHOWN:]
+            ],
+        },
+    }
+
+
+def describe_process(begun: float, now: float) -> dict[str, object]:
+    """The daemon itself."""
+    return {"pid": os.getpid(), "uptime": now - begun}

@@ -1,0 +1,1 @@
+"""What runs in the forkserver and the workers: decoding, preprocessing, the forward pass."""

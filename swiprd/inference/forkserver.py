@@ -1,0 +1,197 @@
+"""The process that has torch and the model, and does nothing but fork workers from it.
+
+Started by exec with one end of a socketpair. It loads the model once (weights mapped, not copied)
+and then forks a worker for every `fork` it is told, in about 10 ms. It runs no forward pass and
+starts no thread: after an OpenMP parallel region a forked child hangs in its first one. CUDA is
+for workers only. It reaps its children, and reports each death. It leaves on the front's EOF.
+
+From the front, as frames of the wire:
+    {op: load, folder, device, memory} → {event: loaded, …} or {event: failed, reason}
+    {op: fork, worker} + fd            → {event: forked, worker, pid} + pidfd, or {…, reason}
+Unasked:                                 {event: exited, worker, status}, as of waitpid(2)
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import selectors
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from swiprctl.errors import BadRequest
+from swiprctl.protocol import Decoder, Frame, encode
+from swiprd.system.kernel import die_with_parent
+from swiprd.system.log import log, set_up
+from swiprd.system.proc import bound_own_memory, offer_to_the_oom_killer
+
+if TYPE_CHECKING:
+    from swiprd.inference.model import LoadedModel
+
+ENVIRONMENT = {
+    # No library may start a thread when it is imported: numpy's OpenBLAS would start its pool.
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    # How often an idle thread of GNU OpenMP looks for work before it sleeps. By default it spins
+    # for about 10 ms, which ruins a busy host: beside one busy process, two threads on two cores
+    # took up to 2.2 s for densenet121, and 0.35 s with this. Not to spin at all
+    # (OMP_WAIT_POLICY=passive) costs resnext50 a third on idle cores; with this it costs nothing.
+    "GOMP_SPINCOUNT": "10000",
+}
+
+
+class Forkserver:
+    """The state of this process: the control socket, the model and the children."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._decoder = Decoder()
+        self._children: dict[int, tuple[int, int]] = {}  # pidfd → pid, worker's number
+        self._model: LoadedModel | None = None
+        self._device = "cpu"
+        self._memory: int | None = None
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(control, selectors.EVENT_READ)
+
+    def run(self) -> None:
+        """Serve the front until it closes its end; then take every child along."""
+        while True:
+            for key, _ in self._selector.select():
+                if key.fileobj is not self._control:
+                    self._reap(key.fd)
+                elif not self._listen():
+                    return
+
+    def leave(self) -> None:
+        """SIGKILL and reap what is left: a worker may be stuck in C and deaf to EOF."""
+        for pidfd, (pid, _) in self._children.items():
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+    def _listen(self) -> bool:
+        data, descriptors, _, _ = socket.recv_fds(self._control, 1 << 16, 1)
+        if not data:
+            return False
+        self._decoder.feed(data, descriptors[0] if descriptors else None)
+        for frame in self._decoder.frames():
+            self._obey(frame)
+        return True
+
+    def _obey(self, frame: Frame) -> None:
+        fields: dict[str, Any] = frame.fields
+        if fields["op"] == "load":
+            self._memory = fields["memory"]
+            self._load(Path(fields["folder"]), fields["device"])
+        elif fields["op"] == "fork" and frame.attachment is not None:
+            self._fork(fields["worker"], frame.attachment)
+        else:
+            raise BadRequest(f"the front sent {fields}")
+
+    def _load(self, folder: Path, device: str) -> None:
+        try:
+            self._model, described = _load_model(folder, device)
+        except Exception as error:
+            # Whatever stops a model from loading is for its owner to read, not for a traceback.
+            self._tell({"event": "failed", "reason": str(error) or type(error).__name__})
+            return
+        self._device = described["device"]
+        gc.collect()
+        gc.freeze()  # so that a child's collections do not write to, and thereby copy, our pages
+        self._tell({"event": "loaded", **described})
+
+    def _fork(self, worker: int, descriptor: int) -> None:
+        parent = os.getpid()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            os.close(descriptor)
+            self._tell({"event": "forked", "worker": worker, "reason": str(error)})
+            return
+        if pid == 0:
+            self._become_worker(parent, descriptor)
+        os.close(descriptor)
+        pidfd = os.pidfd_open(pid)
+        self._children[pidfd] = pid, worker
+        self._selector.register(pidfd, selectors.EVENT_READ)
+        self._tell({"event": "forked", "worker": worker, "pid": pid}, pidfd)
+
+    def _become_worker(self, parent: int, descriptor: int) -> None:
+        """The child's side of the fork. Never returns."""
+        status = 1
+        try:
+            die_with_parent(parent)
+            offer_to_the_oom_killer()
+            bound_own_memory(self._memory)
+            self._selector.close()
+            self._control.close()
+            for pidfd in self._children:
+                os.close(pidfd)
+            from swiprd.inference.worker import serve
+
+            assert self._model is not None  # the front forks after `loaded` only
+            serve(socket.socket(fileno=descriptor), self._model, self._device)
+            status = 0
+        except BaseException:
+            # Last line of defence: nothing of the parent's loop may run on in a child.
+            log.critical("a worker failed", exc_info=True)
+        finally:
+            os._exit(status)
+
+    def _reap(self, pidfd: int) -> None:
+        pid, worker = self._children.pop(pidfd)
+        self._selector.unregister(pidfd)
+        _, status = os.waitpid(pid, 0)
+        os.close(pidfd)
+        self._tell({"event": "exited", "worker": worker, "status": status})
+
+    def _tell(self, fields: dict[str, object], descriptor: int | None = None) -> None:
+        data = encode(fields)
+        if descriptor is None:
+            self._control.sendall(data)
+        else:
+            # A frame of a few dozen bytes: the kernel takes it whole or not at all.
+            socket.send_fds(self._control, [data], [descriptor])
+
+
+def _load_model(folder: Path, device: str) -> tuple[LoadedModel, dict[str, Any]]:
+    import torch
+
+    torch.set_num_threads(1)
+    torch.set_num_interop_threads(1)
+    from swiprd.folder.spec import load_bundle
+    from swiprd.inference import worker  # noqa: F401 - imported once here, not in every child
+    from swiprd.inference.model import load_model, pick_device
+
+    model = load_model(load_bundle(folder))
+    described = {
+        "labels": list(model.labels),
+        "model": model.model_id,
+        "versions": model.versions,
+        "device": pick_device(device),
+    }
+    return model, described
+
+
+def main() -> None:
+    """Run for the front whose pid and control socket's descriptor the command line names."""
+    parent, descriptor = (int(argument) for argument in sys.argv[1:])
+    die_with_parent(parent)
+    set_up()
+    # A terminal's ^C and systemd's SIGTERM reach the whole group; only the front decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    server = Forkserver(socket.socket(fileno=descriptor))
+    try:
+        server.run()
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # the front is gone: the same as its EOF
+    finally:
+        server.leave()
+
+
+if __name__ == "__main__":
+    main()

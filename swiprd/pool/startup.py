@@ -1,0 +1,84 @@
+"""From a model's folder to a pool that has answered its canary, or the reason why not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from swiprctl.errors import LoadingFailed
+from swiprd.config import Settings
+from swiprd.folder.canary_image import canary_of
+from swiprd.folder.spec import Bundle, load_bundle
+from swiprd.folder.toml_table import BundleError
+from swiprd.pool.calibrate import choose_shape
+from swiprd.pool.pool import Owner, Pool
+from swiprd.pool.recycling import Wear
+from swiprd.system.log import log
+
+Signature = tuple[tuple[str, int, int], ...]
+
+
+async def load(
+    settings: Settings, owner: Owner, ids: Iterator[int], pools: set[Pool]
+) -> tuple[Pool, Bundle]:
+    """Start a pool on the model's folder and see it answer.
+
+    Args:
+        pools: the pool is in here for as long as it has processes.
+
+    Raises:
+        LoadingFailed: with the reason; nothing of the pool is left.
+    """
+    try:
+        bundle = load_bundle(settings.model)
+        canary = canary_of(bundle)
+    except BundleError as error:
+        raise LoadingFailed(str(error)) from None
+    pool = Pool(
+        owner,
+        folder=str(bundle.folder),
+        device=settings.device,
+        shape=choose_shape(settings, bundle),
+        limits={
+            "max_bytes": settings.max_image,
+            "max_pixels": settings.max_pixels,
+            "max_decode": settings.max_decode,
+        },
+        canary=lambda described: replace(canary, classes=len(described["labels"])),
+        ids=ids,
+        memory=settings.worker_memory,
+        wear=Wear(requests=settings.max_requests, growth=settings.max_growth),
+    )
+    pools.add(pool)
+    try:
+        await asyncio.wait_for(pool.staff.start(), settings.load_timeout)
+    except TimeoutError:
+        pool.staff.kill()
+        await close(pool, pools)
+        raise LoadingFailed(
+            f"{bundle.file}: the model did not answer within {settings.load_timeout:g} s"
+        ) from None
+    except BaseException:
+        await close(pool, pools)
+        raise
+    log.info("%s has answered the canary", pool.staff.described["model"])
+    return pool, bundle
+
+
+async def close(pool: Pool, pools: set[Pool]) -> None:
+    """Let a pool's processes leave, and wait until they have."""
+    pool.staff.close()
+    await pool.staff.wait_closed()
+    pools.discard(pool)
+
+
+def signature(folder: Path) -> Signature:
+    """What changes when somebody repairs a model: names, sizes and times of its files."""
+    try:
+        entries = [(entry.name, entry.stat()) for entry in os.scandir(folder)]
+    except OSError:
+        return ()
+    return tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in entries))

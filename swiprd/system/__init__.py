@@ -1,0 +1,1 @@
+"""Linux, systemd and the terminal, as this daemon needs them."""

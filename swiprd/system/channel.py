@@ -1,0 +1,343 @@
+"""One connected stream socket of the event loop: frames in, frames out, descriptors with both.
+
+Serves clients, intakes, the forkserver and the workers alike. It owns its socket and every
+attachment that arrives, until a frame hands that on to the receiver. It knows frames, not their
+meaning.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from swiprctl.errors import BadRequest, Overloaded, SwiprError
+from swiprctl.protocol import MAX_FRAME, MAX_ITEMS, Decoder, Frame
+from swiprd.system.attachment import Attachment
+
+_READ = 1 << 16  # bytes a read: a request is a hundred; an inline image comes in many
+_ROOM = socket.CMSG_SPACE(4 * 4)  # room for more descriptors than allowed, to see and close them
+_TOO_MANY = 0.02  # seconds until the next try, while too many descriptors of this uid are under way
+_TURN = 32  # frames handed on before others have their turn: a read can hold thousands
+# Plain numbers: each operation on the enum's members takes some 2 µs of every request.
+_ANCILLARY_FLAGS = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
+_PEEK_FLAGS = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
+_TRUNCATED = int(socket.MSG_CTRUNC)
+_SCRATCH = bytearray(_READ)  # what is looked at before it is read: of one loop at a time
+
+Take = Callable[[socket.socket, int, Callable[[SwiprError | None], None]], object]
+
+
+class Channel:
+    """Frames over one socket.
+
+    Args:
+        sock: connected, SOCK_STREAM, AF_UNIX; the channel owns it from here on.
+        on_frame: called with each frame; the receiver owns its attachment.
+        on_closed: called once, with None on the peer's EOF or own `close()`, else with the reason.
+        farewell: what to send, if it can be sent at once, before closing on a peer that broke the
+            protocol.
+        reserve: asked with a number of bytes before a frame larger than a read is buffered, and
+            told with the same number negated when it no longer is; a False refuses the frame.
+        ask: given what there is to be done for the peer, does it now or sees to it that it is done
+            later; see `Turns.ask`. At once, where there is none.
+        take: called where a descriptor waits to be received, with the socket, the number of bytes
+            up to the end of its message, and whom to call when the socket can be read again, with
+            the error that ends the connection, if one does. Gives the attachment of those bytes'
+            frame. Without it descriptors are received here, which is for peers that are ours.
+        discard: closes an attachment that came and belongs to no frame.
+        release: closes the socket.
+        limit: bytes of a frame's payload.
+        items: things in its lists and maps, all together.
+
+    Attributes:
+        unsent: bytes that wait for the peer to read.
+        due: there is something to read or to hand on, and it is not this peer's turn yet.
+        last_read: loop time of the last bytes that came in.
+        last_write: loop time when the last bytes went out, or when output began to wait.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        on_frame: Callable[[Frame], None],
+        on_closed: Callable[[Exception | None], None],
+        farewell: Callable[[SwiprError], bytes] | None = None,
+        reserve: Callable[[int], bool] | None = None,
+        ask: Callable[[Callable[[], None]], bool] | None = None,
+        take: Take | None = None,
+        discard: Callable[[Any], None] = os.close,
+        release: Callable[[socket.socket], None] = socket.socket.close,
+        limit: int = MAX_FRAME,
+        items: int = MAX_ITEMS,
+    ) -> None:
+        sock.setblocking(False)
+        self._loop = asyncio.get_running_loop()
+        self._socket = sock
+        self._on_frame = on_frame
+        self._on_closed = on_closed
+        self._farewell = farewell
+        self.decoder = Decoder(limit, items)
+        self._take = take
+        self.taking = False  # bytes that are known already wait in the socket for their descriptor
+        self._reserve = reserve
+        self._reserved = 0
+        self._discard = discard
+        self._release = release
+        self._out: deque[tuple[memoryview, Attachment | None]] = deque()
+        self.unsent = 0
+        self.closed = False
+        self._paused = False
+        self._listening = True
+        self._backlog = False  # whole frames may wait in the decoder
+        self._ask = ask
+        self.due = False
+        self.last_read = self.last_write = self._loop.time()
+        self._loop.add_reader(sock, self._readable)
+
+    def send(self, data: bytes, passed: Attachment | int | None = None) -> None:
+        """Send a frame, now or when the peer reads. The caller keeps its descriptor, and may
+        close it at once: what has to wait is held until it is sent, or is a duplicate."""
+        if self.closed:
+            return
+        if not self._out:
+            self.last_write = self._loop.time()
+            try:
+                sent = self._push(memoryview(data), passed)
+            except BlockingIOError:
+                sent = 0
+                self._loop.add_writer(self._socket, self._writable)
+            except OSError as error:
+                if error.errno != errno.ETOOMANYREFS:
+                    self._fail_soon(error)
+                    return
+                sent = 0
+                self._loop.call_later(_TOO_MANY, self._writable)
+            else:
+                if sent == len(data):
+                    return
+                data, passed = data[sent:], None
+                self._loop.add_writer(self._socket, self._writable)
+        if isinstance(passed, int):
+            passed = Attachment.of(os.dup(passed))
+        elif passed is not None:
+            passed = passed.hold()
+        self._out.append((memoryview(data), passed))
+        self.unsent += len(data)
+
+    def pause(self, paused: bool) -> None:
+        """Stop reading, or go on: how a peer that does not read its answers is held back.
+
+        From within `on_frame` it stops before the next frame, even if that has been read.
+        """
+        if self.closed or paused == self._paused:
+            return
+        self._paused = paused
+        if not paused:
+            self.last_read = self._loop.time()  # until now it could not have been heard
+        self._arrange()
+
+    def close(self, error: Exception | None = None) -> None:
+        """Close the socket and every descriptor still held. Calls `on_closed`, once."""
+        if self.closed:
+            return
+        self.closed = True
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_writer(self._socket)
+        self._release(self._socket)
+        self._hold(0)
+        for _, passed in self._out:
+            if passed is not None:
+                passed.close()
+        self._out.clear()
+        self.unsent = 0
+        for attachment in self.decoder.abandon():
+            self._discard(attachment)
+        self._on_closed(error)
+
+    def refuse(self, error: SwiprError) -> None:
+        """Say farewell to a peer that broke the protocol, and close."""
+        if self._farewell is not None and not self.closed and not self._out:
+            with contextlib.suppress(OSError):
+                self._socket.send(self._farewell(error))
+        self.close(error)
+
+    def _readable(self) -> None:
+        if self._ask is None:
+            self._read()
+            return
+        self.due = True
+        if not self._ask(self._take_turn):
+            self._arrange()  # not to be told again and again that there is something to read
+
+    def _take_turn(self) -> None:
+        self.due = False
+        if not self.closed and not self._paused:
+            if self._backlog:
+                self._deliver()
+            elif not self.taking:
+                self._read()
+        self._arrange()
+
+    def _read(self) -> None:
+        attachment: object
+        try:
+            if self._take is None:
+                data, attachment = self._receive()
+            else:
+                data, attachment = self._receive_bytes(self._take)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self.close(error)
+            return
+        except (BadRequest, Overloaded) as error:
+            self.refuse(error)
+            return
+        if self.closed:  # it could not be received at all
+            if attachment is not None:
+                self._discard(attachment)
+            return
+        if not data:
+            self.close()
+            return
+        self.last_read = self._loop.time()
+        self.decoder.feed(data, attachment)
+        self._deliver()
+
+    def _receive_bytes(self, take: Take) -> tuple[bytes, object]:
+        """Read bytes, but no descriptor: each is received by somebody else, with its bytes.
+
+        Looking ahead tells that there is one, and installs none. Nothing may be read before that:
+        the kernel would close the descriptors that there is no room for, here.
+        """
+        count, _, flags, _ = self._socket.recvmsg_into([_SCRATCH], 0, _PEEK_FLAGS)
+        if not flags & _TRUNCATED:
+            return self._socket.recv(count), None
+        self.taking = True
+        return bytes(_SCRATCH[:count]), take(self._socket, count, self._taken)
+
+    def _taken(self, error: SwiprError | None) -> None:
+        """What was looked at has been received."""
+        self.taking = False
+        if error is not None and not self.closed:
+            self.refuse(error)
+        self.last_read = self._loop.time()
+        self._arrange()
+
+    def _receive(self) -> tuple[bytes, int | None]:
+        """Read bytes and the descriptor among them.
+
+        Raises:
+            BadRequest, Overloaded: there were several, or none could be had.
+        """
+        data, ancillary, flags, _ = self._socket.recvmsg(_READ, _ROOM, _ANCILLARY_FLAGS)
+        descriptors = array.array("i")
+        for level, kind, payload in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                descriptors.frombytes(payload[: len(payload) - len(payload) % descriptors.itemsize])
+        if len(descriptors) == 1 and not flags & _TRUNCATED:
+            return data, descriptors[0]
+        for descriptor in descriptors:
+            os.close(descriptor)
+        if len(descriptors) > 1:
+            raise BadRequest("more than one descriptor came with a frame")
+        if flags & _TRUNCATED:  # the kernel had one for us, and no place in our table to put it
+            raise Overloaded("no descriptor is left for the image", 1.0)
+        return data, None
+
+    def _deliver(self) -> None:
+        """Hand on whole frames until there is none, this turn is over or the receiver pauses."""
+        self._backlog = True
+        frames = self.decoder.frames()
+        try:
+            for _ in range(_TURN):
+                frame = next(frames, None)
+                if frame is None:
+                    self._backlog = False
+                    announced = self.decoder.announced
+                    if not self._hold(announced if announced > _READ else 0):
+                        raise Overloaded(
+                            f"too many large frames at once; this one has {announced} bytes", 1.0
+                        )
+                    break
+                self._on_frame(frame)
+                if self.closed or self._paused:
+                    break
+        except (BadRequest, Overloaded) as error:
+            self.refuse(error)
+        finally:
+            self._arrange()
+
+    def _arrange(self) -> None:
+        """Read on; or first hand on what has been read; or neither, while the receiver pauses."""
+        if self.closed:
+            return
+        listening = not self._paused and not self._backlog and not self.due and not self.taking
+        if listening != self._listening:
+            self._listening = listening
+            if listening:
+                self._loop.add_reader(self._socket, self._readable)
+            else:
+                self._loop.remove_reader(self._socket)
+        if self._backlog and not self._paused and not self.due:
+            self.due = True
+            # Never from within: the frames would all be handed on in one go.
+            self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        if self._ask is None or self.closed:
+            self._take_turn()
+        else:
+            self._ask(self._take_turn)
+
+    def _hold(self, size: int) -> bool:
+        """Reserve room for the frame being read; give back what the one before had."""
+        if self._reserve is None or size == self._reserved:
+            return True
+        if self._reserved:
+            self._reserve(-self._reserved)
+        self._reserved = size if not size or self._reserve(size) else 0
+        return self._reserved == size
+
+    def _writable(self) -> None:
+        if self.closed:
+            return
+        try:
+            while self._out:
+                data, passed = self._out[0]
+                sent = self._push(data, passed)
+                if passed is not None:
+                    passed.close()
+                self.unsent -= sent
+                self.last_write = self._loop.time()
+                if sent < len(data):
+                    self._out[0] = (data[sent:], None)
+                    raise BlockingIOError
+                self._out.popleft()
+        except BlockingIOError:
+            self._loop.add_writer(self._socket, self._writable)
+            return
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:
+                self.close(error)
+                return
+            self._loop.call_later(_TOO_MANY, self._writable)
+        self._loop.remove_writer(self._socket)
+
+    def _push(self, data: memoryview, passed: Attachment | int | None) -> int:
+        if passed is None:
+            return self._socket.send(data)
+        descriptor = passed if isinstance(passed, int) else passed.fileno()
+        return socket.send_fds(self._socket, [data], [descriptor])
+
+    def _fail_soon(self, error: OSError) -> None:
+        # Not at once: the caller of send() may be in the middle of changing what on_closed reads.
+        self._loop.call_soon(self.close, error)

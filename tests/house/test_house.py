@@ -1,0 +1,303 @@
+"""The arrows between the modules, and the house's other rules, read from the sources by AST."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.timeout(30)
+
+ROOT = Path(__file__).parent.parent.parent
+FOCUS = "swiprd.models.focus"
+
+HEAVY = {"torch", "torchvision", "numpy", "PIL", "timm", "safetensors"}
+MAY_BE_HEAVY = {
+    "swiprd.architectures",
+    "swiprd.area",
+    "swiprd.cropping",
+    "swiprd.heads",
+    "swiprd.images",
+    "swiprd.matching",
+    "swiprd.mending",
+    "swiprd.model",
+    "swiprd.pack.checkpoint",
+    "swiprd.pack.fitting",
+    "swiprd.pack.naming",
+    "swiprd.pack.proof",
+    "swiprd.pack.values",
+    "swiprd.programs",
+    "swiprd.sampling",
+    "swiprd.skeleton",
+    "swiprd.weights",
+    "swiprd.worker",
+}
+HEAVY_IN_FUNCTIONS = {"swiprd.inference.forkserver"}
+
+COMMANDS = {"swiprd.check", "swiprd.pack.command", "swiprd.trusting"}
+"""What `swiprd` runs in a process of its own, never beside a daemon's front."""
+
+SHARED = {"swiprctl.errors", "swiprctl.protocol", "swiprctl.version"}
+"""What the daemon may import of the client's package."""
+
+PRINTED = {"swiprctl.report", "swiprctl.rows"}
+"""And those commands too, whose output is to read like the client's."""
+
+LONGEST = 350
+LONG = {
+    "swiprd.supervisor",
+}
+"""Modules that are longer. Each should be on its way out of this set."""
+
+ANYTHING = re.compile(r"\b(Base)?Exception\b")
+
+MANAGERS = re.compile(r"\b(?:LISTEN_(?:PID|FDS|FDNAMES)|NOTIFY_SOCKET|WATCHDOG_(?:USEC|PID))\b")
+
+
+class Import:
+    """One import statement's target: a module's full name, and where it stands."""
+
+    def __init__(self, name: str, line: int, *, in_function: bool, for_types: bool) -> None:
+        self.name = name
+        self.line = line
+        self.in_function = in_function
+        self.for_types = for_types
+
+    @property
+    def top(self) -> str:
+        return self.name.partition(".")[0]
+
+
+class Module:
+    """A source file, parsed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        self.name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        self.text = path.read_text(encoding="utf-8")
+        self.tree = ast.parse(self.text)
+        self.imports = list(self._imports(self.tree, in_function=False, for_types=False))
+
+    def _imports(self, node: ast.AST, *, in_function: bool, for_types: bool) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            match child:
+                case ast.Import():
+                    line, names = child.lineno, [alias.name for alias in child.names]
+                case ast.ImportFrom():
+                    assert child.level == 0, f"{self.name}: a relative import"
+                    # `from package import module` imports both; of a name, only the first.
+                    module = child.module or ""
+                    line, names = child.lineno, [module]
+                    names += [f"{module}.{alias.name}" for alias in child.names]
+                case _:
+                    line, names = 0, []
+            for name in names:
+                yield Import(name, line, in_function=in_function, for_types=for_types)
+            inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                for statement in child.body:
+                    yield from self._imports(
+                        ast.Module([statement], []), in_function=in_function, for_types=True
+                    )
+                for statement in child.orelse:
+                    yield from self._imports(
+                        ast.Module([statement], []), in_function=in_function, for_types=for_types
+                    )
+            else:
+                yield from self._imports(
+                    child, in_function=in_function or inside, for_types=for_types
+                )
+
+    @property
+    def run(self) -> list[Import]:
+        """What is imported when it runs, some time."""
+        return [one for one in self.imports if not one.for_types]
+
+    def strings(self) -> Iterator[str]:
+        """Its string constants, docstrings left out."""
+        words = {
+            id(node.value)
+            for node in ast.walk(self.tree)
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        }
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Constant) and id(node) not in words:
+                yield str(node.value)
+
+
+MODULES = {
+    module.name: module
+    for package in ("swiprctl", "swiprd")
+    for module in map(Module, sorted((ROOT / package).rglob("*.py")))
+}
+CLIENT = [module for module in MODULES.values() if module.name.startswith("swiprctl")]
+DAEMON = [module for module in MODULES.values() if module.name.startswith("swiprd")]
+
+
+def imported(module: Module, *, at_start: bool = False) -> set[str]:
+    """Modules of this house that a module imports."""
+    found = set()
+    for one in module.run:
+        if one.name in MODULES and not (at_start and one.in_function):
+            found.add(one.name)
+    return found - {module.name}
+
+
+def test_the_house_is_here() -> None:
+    assert {"swiprctl.cli", "swiprctl.protocol", "swiprd.pool", "swiprd.__main__"} <= set(MODULES)
+
+
+def places(module: Module, imports: Iterable[Import]) -> list[str]:
+    return [f"{module.path}:{one.line}: {one.name}" for one in imports]
+
+
+def test_the_client_knows_nothing_of_the_daemon() -> None:
+    for module in CLIENT:
+        assert not places(module, (one for one in module.imports if one.top == "swiprd"))
+
+
+def test_the_client_needs_the_standard_library_and_msgpack() -> None:
+    known = {*sys.stdlib_module_names, "msgpack", "swiprctl"}
+    for module in CLIENT:
+        assert not places(module, (one for one in module.run if one.top not in known))
+
+
+def test_the_daemon_shares_little_with_the_client() -> None:
+    for module in DAEMON:
+        of_client = [one for one in module.imports if one.top == "swiprctl"]
+        shared = SHARED | PRINTED if module.name in COMMANDS else SHARED
+        strange = [one for one in of_client if one.name in MODULES and one.name not in shared]
+        assert not places(module, strange)
+
+
+def test_who_may_import_torch() -> None:
+    for module in MODULES.values():
+        if module.name in MAY_BE_HEAVY | COMMANDS or module.name.startswith(f"{FOCUS}."):
+            continue
+        heavy = [one for one in module.run if one.top in HEAVY]
+        if module.name in HEAVY_IN_FUNCTIONS:
+            heavy = [one for one in heavy if not one.in_function]
+        assert not places(module, heavy)
+
+
+def test_the_front_reaches_none_of_it() -> None:
+    """What `swiprd serve` imports, and all that those import, on the way to its first request."""
+    seen: set[str] = set()
+    todo = {"swiprd.__main__"}
+    while todo:
+        name = todo.pop()
+        seen.add(name)
+        # The forkserver's functions run elsewhere: in the process that is executed for them.
+        todo |= imported(MODULES[name], at_start=name in HEAVY_IN_FUNCTIONS) - seen - COMMANDS
+    assert {"swiprd.pool", "swiprd.inference.forkserver"} <= seen
+    assert not seen & MAY_BE_HEAVY
+    assert not [name for name in seen if name.startswith(FOCUS)]
+
+
+def test_no_cycle() -> None:
+    graph = {name: imported(module) for name, module in MODULES.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a cycle: {' → '.join(error.args[1])}")
+
+
+def test_the_wire_is_pure() -> None:
+    forbidden = {"socket", "_socket", "time", "logging", "selectors", "select", "asyncio", "os"}
+    assert not {one.top for one in MODULES["swiprctl.protocol"].run} & forbidden
+
+
+@pytest.mark.parametrize(
+    "name", ["admission", "lifecycle", "canary", "stats", "poison", "overdue", "wear", "threads"]
+)
+def test_what_decides_is_pure(name: str) -> None:
+    forbidden = {"socket", "time", "logging", "selectors", "select", "asyncio", "os", "datetime"}
+    assert not {one.top for one in MODULES[f"swiprd.{name}"].run} & forbidden
+
+
+def test_nobody_reads_a_clock_that_jumps() -> None:
+    """Deadlines, ages and retries run on CLOCK_MONOTONIC, which nobody can set."""
+    steady = {"time.monotonic", "time.clock_gettime_ns(time.CLOCK_MONOTONIC)", "time.sleep"}
+    jumping = re.compile(
+        r"\btime\.(?!monotonic\b|perf_counter\b|clock_gettime|CLOCK_MONOTONIC)\w+|\bdatetime\b"
+    )
+    for module in MODULES.values():
+        if module.name.startswith(f"{FOCUS}."):
+            continue  # what trains a model serves nobody
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.Attribute | ast.Import | ast.ImportFrom):
+                text = ast.unparse(node)
+                assert text in steady or not jumping.search(text), f"{module.path}: {text}"
+
+
+def test_errors_imports_nothing() -> None:
+    assert {one.top for one in MODULES["swiprctl.errors"].imports} == {"__future__"}
+
+
+def test_every_module_opens_with_its_job() -> None:
+    for module in MODULES.values():
+        assert ast.get_docstring(module.tree), module.path
+
+
+def test_modules_are_short() -> None:
+    long = {name for name, module in MODULES.items() if module.text.count("\n") > LONGEST}
+    assert long == LONG, f"new: {long - LONG}; short again: {LONG - long}"
+
+
+def test_no_error_is_swallowed_whole() -> None:
+    for module in MODULES.values():
+        for node in ast.walk(module.tree):
+            where = f"{module.path}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.ExceptHandler):
+                caught = ast.unparse(node.type) if node.type else "BaseException"
+                idle = all(
+                    isinstance(statement, ast.Pass | ast.Continue)
+                    or (
+                        isinstance(statement, ast.Expr)
+                        and isinstance(statement.value, ast.Constant)
+                    )
+                    for statement in node.body
+                )
+                assert not (idle and ANYTHING.search(caught)), where
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("suppress"):
+                assert not any(ANYTHING.fullmatch(ast.unparse(one)) for one in node.args), where
+
+
+def reads(module: Module) -> Iterator[str]:
+    """What it looks up by name: `a.get(…)`, `a.pop(…)`, `getenv(…)`, or `a[…]` where it is read."""
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Call) and node.args:
+            if ast.unparse(node.func).rpartition(".")[2] in ("get", "pop", "getenv", "getenvb"):
+                yield ast.unparse(node.args[0])
+        elif isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
+            yield ast.unparse(node.slice)
+
+
+def test_one_module_reads_what_the_manager_says() -> None:
+    for module in MODULES.values():
+        found = {name for text in module.strings() for name in MANAGERS.findall(text)}
+        if module.name == "swiprd.systemd":
+            assert found == {
+                *("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"),
+                *("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"),
+            }
+        elif module.name == "swiprctl.autostart":
+            # There it is the manager: it sets some for its child and hides the others from it.
+            assert not any(MANAGERS.search(read) for read in reads(module)), module.path
+        else:
+            assert not found, module.path
+
+
+def test_only_the_composition_roots_exit() -> None:
+    for module in DAEMON:
+        calls = {
+            ast.unparse(node.func) for node in ast.walk(module.tree) if isinstance(node, ast.Call)
+        }
+        if module.name != "swiprd.__main__" and not module.name.startswith(f"{FOCUS}."):
+            assert not calls & {"sys.exit", "exit", "quit"}, module.path
