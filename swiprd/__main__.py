@@ -14,8 +14,8 @@ from swiprctl.version import __version__
 from swiprd import trust
 from swiprd.config import ConfigError, Settings, add_options, load_settings
 from swiprd.front.daemon import Daemon
-from swiprd.inference.forkserver import ENVIRONMENT
 from swiprd.pack import options as pack_options
+from swiprd.pool.handles import ENVIRONMENT
 from swiprd.system import console, private_listener
 from swiprd.system.log import set_up
 from swiprd.system.systemd import Manager, listen_sockets

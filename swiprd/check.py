@@ -18,14 +18,13 @@ import torch
 from swiprctl.errors import CannotOpen, SwiprError
 from swiprctl.report import lines
 from swiprctl.rows import row
-from swiprd.folder.canary import WrongAnswer
+from swiprd.folder.canary import CANARY_LIMITS, WrongAnswer
 from swiprd.folder.canary_image import canary_of
 from swiprd.folder.model_id import digest_weights
 from swiprd.folder.spec import Bundle, load_bundle
 from swiprd.folder.toml_table import BundleError
 from swiprd.inference import decode, model
 from swiprd.inference.model import LoadedModel
-from swiprd.pool.health import CANARY_LIMITS
 from swiprd.system import console
 from swiprd.system.imagefile import read_image_bytes
 

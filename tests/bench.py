@@ -297,7 +297,10 @@ def kill_to_answer(daemon: DaemonProcess, file: int, *, everyone: bool) -> float
 
 def measure_start(model: Path, folder: Path) -> dict[str, Any]:
     """Seconds from exec to READY=1, beside those of importing what it imports."""
-    imports = "import torch; from swiprd.inference.torchvision_import import import_torchvision; import_torchvision()"
+    imports = (
+        "import torch; from swiprd.inference.torchvision_import import import_torchvision;"
+        " import_torchvision()"
+    )
     pairs = []
     for number in range(6):
         begun = time.perf_counter()

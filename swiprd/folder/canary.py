@@ -18,6 +18,10 @@ class WrongAnswer(Exception):
     """A worker's row for the canary is not what it must be."""
 
 
+CANARY_LIMITS = {"max_bytes": 64 << 20, "max_pixels": 178_956_970, "max_decode": 60}
+"""The canary is ours: what clients may send is no limit on it."""
+
+
 @dataclass(kw_only=True)
 class Canary:
     """The image's bytes, and the row to expect: None until the model or a worker has given one."""

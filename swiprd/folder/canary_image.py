@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from swiprd.folder.canary import Canary
+from swiprd.folder.canary import CANARY_LIMITS, Canary
 from swiprd.folder.spec import Bundle
 from swiprd.folder.toml_table import read
-from swiprd.pool.health import CANARY_LIMITS
 
-_SHIPPED = Path(__file__).parent / "models" / "focus" / "canary.jpg"
+_SHIPPED = Path(__file__).parents[1] / "models" / "focus" / "canary.jpg"
 
 
 def canary_of(bundle: Bundle, classes: int = 0) -> Canary:

@@ -2,8 +2,8 @@
 
 What a folder below /etc/swipr or /var/lib/swipr holds, with nobody else able to write it, is the
 administrator's doing (ownership.py). Every other program is copied to where nobody can change it,
-digested there, and loaded from there if the user's record (trusted_programs.py) has the digest. Standard
-library only.
+digested there, and loaded from there if the user's record (trusted_programs.py) has the digest.
+Standard library only.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from swiprd.config import FOLDER, MODELS
 from swiprd.folder import trusted_programs
 from swiprd.folder.ownership import require_closed
 from swiprd.folder.spec import Bundle
 from swiprd.folder.toml_table import BundleError
 from swiprd.folder.trusted_programs import Code, NoRecord
 
-ROOTS = (FOLDER, MODELS[1].parent)
+ROOTS = (Path("/etc/swipr"), Path("/var/lib/swipr"))
 """Where models are put that root has for everybody."""
 
 _CHUNK = 1 << 20

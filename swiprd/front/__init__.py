@@ -1,1 +1,1 @@
-"""Between clients and workers: sockets, frames, queue, fair shares, deadlines. No torch, no numpy."""
+"""What clients talk to: sockets, frames, the queue, fair shares, deadlines. No torch, no numpy."""

@@ -11,13 +11,11 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from swiprctl.errors import DeadlineExceeded, SwiprError
+from swiprd.pool.stragglers import LONGER
 from swiprd.system.attachment import Identity
 
 MOST = 1024
 """Images remembered at a time; a newer one takes the place of the least recently seen."""
-
-LONGER = 4.0
-"""Times as long as it had in vain must a request give an image, for it to be tried again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from swiprd.front.admission import Job
+    from swiprd.pool.job import Job
 
 _TURNS_KEPT = 1024  # uids whose last turn is remembered; who is forgotten goes first
 

@@ -18,10 +18,11 @@ from swiprctl.errors import (
 )
 from swiprctl.protocol import DEFAULT_TIMEOUT
 from swiprd.config import Settings
-from swiprd.front.admission import Admission, Job
+from swiprd.front.admission import Admission
 from swiprd.front.poison import Poison
 from swiprd.front.stats import Stats
 from swiprd.front.status import describe_process, describe_staff, describe_work
+from swiprd.pool.job import Job
 from swiprd.pool.model_manager import RETRY, Phase, Succession
 from swiprd.pool.pool import Pool
 from swiprd.system.attachment import Attachment, State

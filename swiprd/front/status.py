@@ -1,41 +1,16 @@
-"""What `model` and `status` answer, put together from those who know. Times are in seconds."""
+"""What `status` answers, put together from those who know. Times are in seconds."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import asdict
-from typing import Any
 
-from swiprd.folder.spec import Bundle
 from swiprd.front.admission import Admission
 from swiprd.front.poison import Poison
 from swiprd.front.stats import Stats
 from swiprd.pool.supervisor import Supervisor
 
 _KILLS_SHOWN = 5
-
-
-def describe_model(bundle: Bundle, described: dict[str, Any]) -> dict[str, object]:
-    """The model that serves, from its folder and from what the forkserver says of it."""
-    preprocess = bundle.preprocess
-    return {
-        "name": bundle.name,
-        "model": described["model"],
-        "architecture": bundle.architecture,
-        "labels": described["labels"],
-        "thresholds": bundle.thresholds,
-        "activation": bundle.activation,
-        "input": {
-            "resize": preprocess.resize,
-            "edge": preprocess.edge,
-            "crop": preprocess.crop,
-            "crops": preprocess.crop_count,
-            "exact": not preprocess.draft,
-        },
-        "device": described["device"],
-        "folder": str(bundle.folder),
-        "versions": described["versions"],
-    }
 
 
 def describe_work(

@@ -31,18 +31,6 @@ from swiprd.system.proc import bound_own_memory, offer_to_the_oom_killer
 if TYPE_CHECKING:
     from swiprd.inference.model import LoadedModel
 
-ENVIRONMENT = {
-    # No library may start a thread when it is imported: numpy's OpenBLAS would start its pool.
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    # How often an idle thread of GNU OpenMP looks for work before it sleeps. By default it spins
-    # for about 10 ms, which ruins a busy host: beside one busy process, two threads on two cores
-    # took up to 2.2 s for densenet121, and 0.35 s with this. Not to spin at all
-    # (OMP_WAIT_POLICY=passive) costs resnext50 a third on idle cores; with this it costs nothing.
-    "GOMP_SPINCOUNT": "10000",
-}
-
 
 class Forkserver:
     """The state of this process: the control socket, the model and the children."""

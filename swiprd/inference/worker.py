@@ -69,8 +69,8 @@ def _answer(batch: list[Frame], loaded: LoadedModel) -> Iterator[Reply]:
     begun = time.monotonic()
     rows = model.probabilities(loaded, torch.stack(tensors)).tolist()
     infer = (time.monotonic() - begun) / len(rows)
-    for (job_id, decode), row in zip(waiting, rows, strict=True):
-        yield Reply(job_id, {"probabilities": row, "decode": decode, "infer": infer})
+    for (job_id, spent), row in zip(waiting, rows, strict=True):
+        yield Reply(job_id, {"probabilities": row, "decode": spent, "infer": infer})
 
 
 def _decode(frame: Frame, loaded: LoadedModel) -> torch.Tensor:

@@ -1,1 +1,1 @@
-"""Keeps forkserver and workers alive and gives them work, in the front's process. No torch, no numpy."""
+"""Keeps the forkserver and the workers alive, in the front's process. No torch, no numpy."""

@@ -8,14 +8,11 @@ from typing import Any
 
 from swiprctl.errors import LoadingFailed, SwiprError
 from swiprctl.protocol import Reply
-from swiprd.folder.canary import Canary, WrongAnswer
-from swiprd.front.admission import Job
+from swiprd.folder.canary import CANARY_LIMITS, Canary, WrongAnswer
 from swiprd.pool.handles import Worker
+from swiprd.pool.job import Job
 from swiprd.system.attachment import Attachment
 from swiprd.system.memfd import sealed_memfd
-
-CANARY_LIMITS = {"max_bytes": 64 << 20, "max_pixels": 178_956_970, "max_decode": 60}
-"""The canary is ours: what clients may send is no limit on it."""
 
 
 class Probe:

@@ -16,8 +16,8 @@ from swiprctl.errors import LoadingFailed, ShuttingDown, SwiprError
 from swiprd.config import Settings
 from swiprd.folder.edits import Edits
 from swiprd.folder.spec import Bundle
-from swiprd.front.status import describe_model
 from swiprd.pool.calibrate import calibrate
+from swiprd.pool.description import describe_model
 from swiprd.pool.pool import Owner, Pool
 from swiprd.pool.startup import close, load, signature
 from swiprd.system.log import log

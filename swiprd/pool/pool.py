@@ -13,10 +13,10 @@ from typing import Any, Protocol
 from swiprctl.errors import BadImage, DeadlineExceeded, LoadingFailed, SwiprError, WorkerCrashed
 from swiprctl.protocol import Reply
 from swiprd.folder.canary import Canary
-from swiprd.front.admission import Job
 from swiprd.pool import stragglers
 from swiprd.pool.deaths import Death, Fault
 from swiprd.pool.handles import Worker
+from swiprd.pool.job import Job
 from swiprd.pool.recycling import Wear
 from swiprd.pool.stragglers import Usual
 from swiprd.pool.supervisor import Shape, Supervisor

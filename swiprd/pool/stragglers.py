@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from swiprd.front.admission import Job
-from swiprd.front.poison import LONGER
+from swiprd.pool.job import Job
 from swiprd.pool.typical import Typical
+
+LONGER = 4.0
+"""Times as long as it had in vain must a request give an image, for it to be tried again."""
 
 MOST = 4
 """Stuck workers at a time that others stand in for. Each may occupy a core and its memory."""

@@ -17,11 +17,11 @@ from typing import Any, Protocol
 from swiprctl.errors import LoadingFailed
 from swiprctl.protocol import DEFAULT_TIMEOUT, Reply
 from swiprd.folder.canary import Canary
-from swiprd.front.admission import Job
 from swiprd.pool import stragglers
 from swiprd.pool.deaths import Death, Fault, death_of
 from swiprd.pool.handles import Forkserver, Worker
 from swiprd.pool.health import Probe
+from swiprd.pool.job import Job
 from swiprd.pool.recycling import Wear
 from swiprd.pool.states import Backoff, State
 from swiprd.pool.thread_choice import Threads

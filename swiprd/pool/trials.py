@@ -14,9 +14,9 @@ from itertools import count
 
 from swiprctl.errors import SwiprError
 from swiprctl.protocol import Reply
-from swiprd.front.admission import Job
+from swiprd.folder.canary import CANARY_LIMITS
 from swiprd.pool.handles import Worker
-from swiprd.pool.health import CANARY_LIMITS
+from swiprd.pool.job import Job
 from swiprd.pool.states import Backoff, State
 from swiprd.pool.supervisor import Shape, Supervisor
 from swiprd.system.attachment import Attachment

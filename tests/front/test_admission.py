@@ -19,7 +19,8 @@ from hypothesis.stateful import (
 )
 
 from swiprctl.errors import DeadlineExceeded, Overloaded, SwiprError
-from swiprd.front.admission import Admission, Job
+from swiprd.front.admission import Admission
+from swiprd.pool.job import Job
 from swiprd.pool.typical import Typical
 from swiprd.system.attachment import Attachment
 

@@ -14,10 +14,10 @@ from daemonprocess import DaemonProcess
 from venom import Venom, environment
 
 from swiprctl.errors import BadImage, DeadlineExceeded, Overloaded, TooLarge, WorkerCrashed
-from swiprd.front.admission import Job
 from swiprd.front.poison import Poison
 from swiprd.intake.recognition import recognise
 from swiprd.pool import stragglers
+from swiprd.pool.job import Job
 from swiprd.pool.stragglers import Usual
 from swiprd.system.attachment import Identity
 from swiprd.system.memfd import sealed_memfd

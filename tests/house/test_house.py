@@ -14,32 +14,28 @@ import pytest
 pytestmark = pytest.mark.timeout(30)
 
 ROOT = Path(__file__).parent.parent.parent
-FOCUS = "swiprd.models.focus"
-
 HEAVY = {"torch", "torchvision", "numpy", "PIL", "timm", "safetensors"}
-MAY_BE_HEAVY = {
-    "swiprd.architectures",
-    "swiprd.area",
-    "swiprd.cropping",
-    "swiprd.heads",
-    "swiprd.images",
-    "swiprd.matching",
-    "swiprd.mending",
-    "swiprd.model",
-    "swiprd.pack.checkpoint",
-    "swiprd.pack.fitting",
-    "swiprd.pack.naming",
-    "swiprd.pack.proof",
-    "swiprd.pack.values",
-    "swiprd.programs",
-    "swiprd.sampling",
-    "swiprd.skeleton",
-    "swiprd.weights",
-    "swiprd.worker",
-}
-HEAVY_IN_FUNCTIONS = {"swiprd.inference.forkserver"}
 
-COMMANDS = {"swiprd.check", "swiprd.pack.command", "swiprd.trusting"}
+MAY_BE_HEAVY = {"swiprd.inference", "swiprd.pack", "swiprd.training", "swiprd.check"}
+"""Folders, and one command, that may import torch. Each of them runs in a process of its own."""
+
+MAY_IMPORT = {
+    "front": {"config", "intake", "pool", "system"},
+    "intake": {"system"},
+    "pool": {"config", "folder", "system"},
+    "inference": {"folder", "system"},
+    "folder": {"system"},
+    "system": set(),
+    "pack": {"config", "inference", "folder", "system"},
+    "training": {"inference", "folder"},
+    "models": set(),
+}
+"""Which folders of swiprd a folder may import, besides itself."""
+
+LIGHT = {"swiprd.pack", "swiprd.pack.options"}
+"""Of those, what the command line of `swiprd` is made of."""
+
+COMMANDS = {"swiprd.check", "swiprd.pack.command", "swiprd.trust"}
 """What `swiprd` runs in a process of its own, never beside a daemon's front."""
 
 SHARED = {"swiprctl.errors", "swiprctl.protocol", "swiprctl.version"}
@@ -50,7 +46,7 @@ PRINTED = {"swiprctl.report", "swiprctl.rows"}
 
 LONGEST = 350
 LONG = {
-    "swiprd.supervisor",
+    "swiprd.pool.supervisor",
 }
 """Modules that are longer. Each should be on its way out of this set."""
 
@@ -150,7 +146,7 @@ def imported(module: Module, *, at_start: bool = False) -> set[str]:
 
 
 def test_the_house_is_here() -> None:
-    assert {"swiprctl.cli", "swiprctl.protocol", "swiprd.pool", "swiprd.__main__"} <= set(MODULES)
+    assert {"swiprctl.cli", "swiprctl.protocol", "swiprd.pool.pool"} <= set(MODULES)
 
 
 def places(module: Module, imports: Iterable[Import]) -> list[str]:
@@ -176,14 +172,15 @@ def test_the_daemon_shares_little_with_the_client() -> None:
         assert not places(module, strange)
 
 
+def heavy(name: str) -> bool:
+    """Whether a module may import torch and the like: it runs in a process of its own."""
+    return name.startswith(tuple(f"{folder}." for folder in MAY_BE_HEAVY)) or name in MAY_BE_HEAVY
+
+
 def test_who_may_import_torch() -> None:
     for module in MODULES.values():
-        if module.name in MAY_BE_HEAVY | COMMANDS or module.name.startswith(f"{FOCUS}."):
-            continue
-        heavy = [one for one in module.run if one.top in HEAVY]
-        if module.name in HEAVY_IN_FUNCTIONS:
-            heavy = [one for one in heavy if not one.in_function]
-        assert not places(module, heavy)
+        if not heavy(module.name):
+            assert not places(module, (one for one in module.run if one.top in HEAVY))
 
 
 def test_the_front_reaches_none_of_it() -> None:
@@ -193,11 +190,25 @@ def test_the_front_reaches_none_of_it() -> None:
     while todo:
         name = todo.pop()
         seen.add(name)
-        # The forkserver's functions run elsewhere: in the process that is executed for them.
-        todo |= imported(MODULES[name], at_start=name in HEAVY_IN_FUNCTIONS) - seen - COMMANDS
-    assert {"swiprd.pool", "swiprd.inference.forkserver"} <= seen
-    assert not seen & MAY_BE_HEAVY
-    assert not [name for name in seen if name.startswith(FOCUS)]
+        todo |= imported(MODULES[name]) - seen - COMMANDS
+    assert {"swiprd.pool.pool", "swiprd.front.server"} <= seen
+    assert not [name for name in seen if heavy(name) and name not in LIGHT]
+
+
+def folder_of(name: str) -> str:
+    return name.split(".")[1] if name.count(".") > 1 else ""
+
+
+def test_folders_import_one_another_one_way() -> None:
+    for module in DAEMON:
+        folder = folder_of(module.name)
+        if not folder:
+            continue
+        allowed = {folder, *MAY_IMPORT[folder]}
+        for name in imported(module):
+            if name.startswith("swiprd."):
+                found = folder_of(name) or name.removeprefix("swiprd.")
+                assert found in allowed, f"{module.path}: {name}"
 
 
 def test_no_cycle() -> None:
@@ -214,7 +225,23 @@ def test_the_wire_is_pure() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["admission", "lifecycle", "canary", "stats", "poison", "overdue", "wear", "threads"]
+    "name",
+    [
+        *(
+            "front.admission",
+            "front.byte_budget",
+            "front.poison",
+            "front.round_robin",
+            "front.stats",
+        ),
+        *(
+            "folder.canary",
+            "pool.recycling",
+            "pool.states",
+            "pool.stragglers",
+            "pool.thread_choice",
+        ),
+    ],
 )
 def test_what_decides_is_pure(name: str) -> None:
     forbidden = {"socket", "time", "logging", "selectors", "select", "asyncio", "os", "datetime"}
@@ -228,7 +255,7 @@ def test_nobody_reads_a_clock_that_jumps() -> None:
         r"\btime\.(?!monotonic\b|perf_counter\b|clock_gettime|CLOCK_MONOTONIC)\w+|\bdatetime\b"
     )
     for module in MODULES.values():
-        if module.name.startswith(f"{FOCUS}."):
+        if module.name.startswith("swiprd.training."):
             continue  # what trains a model serves nobody
         for node in ast.walk(module.tree):
             if isinstance(node, ast.Attribute | ast.Import | ast.ImportFrom):
@@ -282,7 +309,7 @@ def reads(module: Module) -> Iterator[str]:
 def test_one_module_reads_what_the_manager_says() -> None:
     for module in MODULES.values():
         found = {name for text in module.strings() for name in MANAGERS.findall(text)}
-        if module.name == "swiprd.systemd":
+        if module.name == "swiprd.system.systemd":
             assert found == {
                 *("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"),
                 *("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"),
@@ -299,5 +326,5 @@ def test_only_the_composition_roots_exit() -> None:
         calls = {
             ast.unparse(node.func) for node in ast.walk(module.tree) if isinstance(node, ast.Call)
         }
-        if module.name != "swiprd.__main__" and not module.name.startswith(f"{FOCUS}."):
+        if module.name != "swiprd.__main__" and not module.name.startswith("swiprd.training."):
             assert not calls & {"sys.exit", "exit", "quit"}, module.path

@@ -13,7 +13,8 @@ from swiprd.folder.spec import Preprocess
 from swiprd.inference.decode import decode
 from swiprd.inference.torchvision_import import import_torchvision
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[2] / "models" / "focus"
+"""The folder that is shipped."""
 LABELS = ("sharp", "blurred")
 # 1.4 MB of weights and 14 million multiplications a crop. Larger ones (mobilenet_v3_small,
 # mnasnet0_5) are 2 to 4 times the size, and slower to train.

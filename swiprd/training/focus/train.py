@@ -58,7 +58,7 @@ class Settings:
     held_out: int = Plan.held_out
     workers: int = Plan.workers
     threads: int = 1
-    out: Path = Path(__file__).parent
+    out: Path = recipe.HERE
     state: Path | None = None
 
 
