@@ -22,6 +22,7 @@ from swiprd.closing import Closer
 from swiprd.config import Settings
 from swiprd.connection import HIGH_WATER, Connection
 from swiprd.log import log
+from swiprd.owners import Owners
 from swiprd.room import Room
 from swiprd.service import Outcome, Service
 from swiprd.turns import Turns
@@ -46,6 +47,7 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._connections: set[Connection] = set()
         self.turns = Turns()
+        self._owners = Owners()
         self.closer = Closer(self._bar)
         self._barred: set[int] = set()  # uids whose descriptors are not taken any more
         self.room = Room(settings.max_inline)
@@ -126,6 +128,7 @@ class Server:
         _, uid, _ = _UCRED.unpack(
             sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         )
+        uid = self._owners.of(uid)
         if len(self._connections) >= self._settings.connections and not self._make_room():
             full = Overloaded(f"{len(self._connections)} clients are connected already", 1.0)
             sock.setblocking(False)
@@ -155,6 +158,7 @@ class Server:
 
     def _sweep(self) -> None:
         self._sweeper = self._loop.call_later(_SWEEP, self._sweep)
+        self._owners.refresh()
         now = self._loop.time()
         limits = self._settings
         for connection in list(self._connections):
