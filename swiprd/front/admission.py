@@ -9,7 +9,7 @@ beside all others.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 from swiprctl.errors import DeadlineExceeded, Overloaded
 from swiprd.front.round_robin import Line
@@ -17,15 +17,21 @@ from swiprd.front.short_deadlines import Haste
 from swiprd.pool.job import Job
 from swiprd.pool.typical import Typical
 
+_KEPT = 16  # one place in so many is kept for root and the daemon's own uid, who mend things
 _LEAST = 5  # answers before anybody is refused for what they took
 _SOONEST_RETRY = 0.05  # seconds; a shorter wait is a busy loop
 
 
 class Admission:
-    """The queue. Counts what waits and what runs against one limit."""
+    """The queue. Counts what waits and what runs against one limit.
 
-    def __init__(self, limit: int) -> None:
+    Args:
+        privileged: uids for which some places are kept: root's, and the daemon's own.
+    """
+
+    def __init__(self, limit: int, privileged: Set[int] = frozenset({0})) -> None:
         self.limit = limit
+        self._privileged = privileged
         self._fresh = Line()
         self._suspects = Line()  # whose turn it is when nobody else waits
         self._held: dict[int, int] = {}  # by uid, waiting and running
@@ -58,7 +64,7 @@ class Admission:
         """
         self._check_time(job, now)
         victim = None
-        if self._total >= self.limit:
+        if self._total >= self.limit - self._kept(job.uid):
             victim = self._make_room(job.uid)
         self._fresh.append(job)
         self._count(job.uid, 1)
@@ -171,11 +177,19 @@ class Admission:
         own = lengths.pop(uid, 0)
         return own + sum(min(waiting, own + 1) for waiting in lengths.values())
 
+    def _kept(self, uid: int) -> int:
+        """Places that are free and none for this uid: root's and the daemon's own are kept some."""
+        if uid in self._privileged:
+            return 0
+        held = sum(self._held.get(one, 0) for one in self._privileged)
+        return max(0, self.limit // _KEPT - held)
+
     def _make_room(self, uid: int) -> Job:
         held = self._held.get(uid, 0)
         share = self.limit // (len(self._held.keys() | {uid}))
         suspects = self._suspects.lengths()
-        waiting = {**self._fresh.lengths(), **suspects}
+        kept = {one for one in self._privileged if self._held.get(one, 0) <= self.limit // _KEPT}
+        waiting = {*self._fresh.lengths(), *suspects} - kept
         greedy = max(waiting, key=lambda u: self._held[u], default=uid)
         if held >= share or greedy == uid or self._held.get(greedy, 0) <= held + 1:
             self.refused += 1

@@ -23,6 +23,7 @@ from swiprd.front.byte_budget import Room
 from swiprd.front.connection import HIGH_WATER, Connection
 from swiprd.front.fair_share import Turns
 from swiprd.front.intakes import Intakes
+from swiprd.front.owners import Owners
 from swiprd.front.service import Outcome, Service
 from swiprd.system.attachment import Attachment
 from swiprd.system.log import log
@@ -47,6 +48,7 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._connections: set[Connection] = set()
         self.turns = Turns()
+        self._owners = Owners()
         self.room = Room(settings.max_inline)
         self.intakes = Intakes(settings.max_image, self.room)
         self._accepting = False
@@ -112,6 +114,7 @@ class Server:
         _, uid, _ = _UCRED.unpack(
             sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         )
+        uid = self._owners.of(uid)
         if len(self._connections) >= self._settings.connections and not self._make_room():
             full = Overloaded(f"{len(self._connections)} clients are connected already", 1.0)
             sock.setblocking(False)
@@ -142,6 +145,7 @@ class Server:
 
     def _sweep(self) -> None:
         self._sweeper = self._loop.call_later(_SWEEP, self._sweep)
+        self._owners.refresh()
         now = self._loop.time()
         limits = self._settings
         for connection in list(self._connections):

@@ -6,6 +6,7 @@ Submitted jobs wait in `Admission`, run in the `Pool` that serves and end here, 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from itertools import count
 
@@ -56,7 +57,7 @@ class Service:
     ) -> None:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
-        self._admission = Admission(settings.queue)
+        self._admission = Admission(settings.queue, {0, os.geteuid()})
         self._ids = count(1)
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._jobs: set[Job] = set()

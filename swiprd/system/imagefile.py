@@ -18,7 +18,8 @@ _KINDS = {
 
 
 def check_file(fd: int, limit: int) -> int:
-    """Look whether a descriptor is of a file that can hold an image; return its size in bytes.
+    """Look whether a descriptor is of a file that can hold an image; return its size in bytes, or 0
+    where that is told to nobody but the user who has mounted its file system.
 
     Only regular files and memfds: reading anything else may block for good.
 
@@ -32,7 +33,12 @@ def check_file(fd: int, limit: int) -> int:
         raise BadImage("the descriptor is only a path (O_PATH) and cannot be read")
     if flags & os.O_ACCMODE == os.O_WRONLY:
         raise BadImage("the descriptor is open for writing only")
-    info = os.fstat(fd)
+    try:
+        info = os.fstat(fd)
+    except (
+        PermissionError
+    ):  # FUSE without allow_other; reading an open file is allowed all the same
+        return 0
     if not stat.S_ISREG(info.st_mode):
         kind = _KINDS.get(stat.S_IFMT(info.st_mode), "something else")
         raise BadImage(f"not a regular file but {kind}")

@@ -269,6 +269,25 @@ class TestLimit:
         with pytest.raises(Overloaded):
             admission.admit(make(2), 0.0)
 
+    def test_some_places_are_kept_for_root_and_the_daemons_own_uid(self) -> None:
+        admission = Admission(64, {0, 990})
+        for uid in range(70_000, 70_060):
+            fill(admission, uid, 1)
+        with pytest.raises(Overloaded, match="the queue of 64 is full"):
+            admission.admit(make(80_000), 0.0)
+        fill(admission, 0, 3)
+        with pytest.raises(Overloaded):
+            admission.admit(make(80_000), 0.0)
+        fill(admission, 990, 1)
+        assert admission.total == 64
+
+    def test_they_are_kept_only_while_those_have_less(self) -> None:
+        admission = Admission(64)
+        fill(admission, 0, 10)
+        for uid in range(70_000, 70_054):
+            fill(admission, uid, 1)
+        assert admission.total == 64
+
     def test_what_is_refused_leaves_no_trace(self) -> None:
         admission = Admission(1)
         (job,) = fill(admission, 1, 1)
@@ -356,9 +375,9 @@ class TestComeBackLater:
         for limit in (1, 4, 16, 64):
             admission = Admission(limit)
             serve(admission, 0.2)
-            fill(admission, 1, limit)
+            fill(admission, 0, limit)
             with pytest.raises(Overloaded) as caught:
-                admission.admit(make(1), 0.0)
+                admission.admit(make(0), 0.0)
             told.append(caught.value.retry_after)
         assert all(isinstance(seconds, float) and seconds >= 0.05 for seconds in told)
         assert told == sorted(set(told))  # type: ignore[type-var]
@@ -568,9 +587,7 @@ class Queueing(RuleBasedStateMachine):
         for job in [*waiting, *self.at_work]:
             counts[job.uid] += 1
         assert self.admission.by_uid() == counts
-        oldest = max(
-            (self.now - queue[0].arrived for queue in self.queues.values() if queue), default=0
-        )
+        oldest = max((self.now - job.arrived for job in waiting), default=0)
         assert self.admission.oldest(self.now) == oldest
 
 

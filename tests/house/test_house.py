@@ -44,12 +44,6 @@ SHARED = {"swiprctl.errors", "swiprctl.protocol", "swiprctl.version"}
 PRINTED = {"swiprctl.report", "swiprctl.rows"}
 """And those commands too, whose output is to read like the client's."""
 
-LONGEST = 350
-LONG = {
-    "swiprd.pool.supervisor",
-}
-"""Modules that are longer. Each should be on its way out of this set."""
-
 ANYTHING = re.compile(r"\b(Base)?Exception\b")
 
 MANAGERS = re.compile(r"\b(?:LISTEN_(?:PID|FDS|FDNAMES)|NOTIFY_SOCKET|WATCHDOG_(?:USEC|PID))\b")
@@ -270,11 +264,6 @@ def test_errors_imports_nothing() -> None:
 def test_every_module_opens_with_its_job() -> None:
     for module in MODULES.values():
         assert ast.get_docstring(module.tree), module.path
-
-
-def test_modules_are_short() -> None:
-    long = {name for name, module in MODULES.items() if module.text.count("\n") > LONGEST}
-    assert long == LONG, f"new: {long - LONG}; short again: {LONG - long}"
 
 
 def test_no_error_is_swallowed_whole() -> None:
