@@ -21,8 +21,8 @@ from swiprctl.rows import row
 from swiprd.folder.canary import CANARY_LIMITS, WrongAnswer
 from swiprd.folder.canary_image import canary_of
 from swiprd.folder.model_id import digest_weights
-from swiprd.folder.spec import Bundle, load_bundle
-from swiprd.folder.toml_table import BundleError
+from swiprd.folder.spec import ModelSpec, load_spec
+from swiprd.folder.toml_table import SpecError
 from swiprd.inference import decode, model
 from swiprd.inference.model import LoadedModel
 from swiprd.system import console
@@ -72,14 +72,14 @@ def check(folder: Path, paths: Sequence[Path], device: str) -> int:
 
 def _check(folder: Path, paths: Sequence[Path], device: str) -> int:
     try:
-        bundle = load_bundle(folder)
-        digest = _digest(bundle)
+        spec = load_spec(folder)
+        digest = _digest(spec)
         begun = time.monotonic()
-        loaded = model.load_model(bundle)
+        loaded = model.load_model(spec)
         seconds = {"load": time.monotonic() - begun}
         loaded = model.to_device(loaded, model.pick_device(device))
         seconds |= _prove(loaded)
-    except BundleError as error:
+    except SpecError as error:
         return _complain(str(error), EX_CONFIG)
     except RuntimeError as error:  # no CUDA
         return _complain(str(error), EX_SOFTWARE)
@@ -108,17 +108,17 @@ def _complain(message: str, status: int) -> int:
     return status
 
 
-def _digest(bundle: Bundle) -> str:
+def _digest(spec: ModelSpec) -> str:
     """Digest the weights, and compare with what is recorded.
 
     Raises:
-        BundleError: they are not those that model.toml was written for.
+        SpecError: they are not those that model.toml was written for.
     """
-    found = digest_weights(bundle)
-    if bundle.sha256 is None:
+    found = digest_weights(spec)
+    if spec.sha256 is None:
         return f"sha256 {found}, not recorded in model.toml"
-    if found != bundle.sha256:
-        raise BundleError(bundle.weights, "", f"the recorded sha256 {bundle.sha256}", found)
+    if found != spec.sha256:
+        raise SpecError(spec.weights, "", f"the recorded sha256 {spec.sha256}", found)
     return f"sha256 {found}, as recorded"
 
 
@@ -128,7 +128,7 @@ def _prove(loaded: LoadedModel) -> dict[str, float]:
     Raises:
         CheckFailed: the model does not answer, or wrongly.
     """
-    canary = canary_of(loaded.bundle, len(loaded.labels))
+    canary = canary_of(loaded.spec, len(loaded.labels))
     answers: list[_Answer] = []
     begun = time.monotonic()
     while len(answers) < _RUNS and (not answers or time.monotonic() - begun < _ENOUGH):
@@ -169,7 +169,7 @@ def _answer(loaded: LoadedModel, data: bytes) -> _Answer:
         CheckFailed: the forward pass raised an error.
     """
     begun = time.monotonic()
-    crops = decode.decode(data, loaded.bundle.preprocess, CANARY_LIMITS["max_pixels"])
+    crops = decode.decode(data, loaded.spec.preprocess, CANARY_LIMITS["max_pixels"])
     decoded = time.monotonic()
     try:
         answers = model.probabilities(loaded, crops.unsqueeze(0))
@@ -184,7 +184,7 @@ def _answer(loaded: LoadedModel, data: bytes) -> _Answer:
 
 
 def _describe(loaded: LoadedModel, digest: str, seconds: dict[str, float]) -> dict[str, object]:
-    bundle, recipe = loaded.bundle, loaded.bundle.preprocess
+    spec, recipe = loaded.spec, loaded.spec.preprocess
     edge = {"both": "both edges", "square": "a square of the short edge"}.get(
         recipe.edge, f"{recipe.edge} edge"
     )
@@ -192,15 +192,15 @@ def _describe(loaded: LoadedModel, digest: str, seconds: dict[str, float]) -> di
     more = ", …" if len(loaded.labels) > _SHOWN else ""
     parameters = sum(one.numel() for one in loaded.module.parameters())
     return {
-        "name": bundle.name,
+        "name": spec.name,
         "model": loaded.model_id,
-        "architecture": bundle.architecture,
-        "head": "" if bundle.head == "default" else bundle.head,
+        "architecture": spec.architecture,
+        "head": "" if spec.head == "default" else spec.head,
         "parameters": parameters,
-        "carries_code": bundle.carries_code,
+        "carries_code": spec.carries_code,
         "labels": f"{len(loaded.labels)}: {', '.join(loaded.labels[:_SHOWN])}{more}",
-        "activation": bundle.activation,
-        "thresholds": list(bundle.thresholds or ()),
+        "activation": spec.activation,
+        "thresholds": list(spec.thresholds or ()),
         "resize": resize,
         "input": f"{recipe.crop_count} x 3 x {recipe.crop} x {recipe.crop}",
         "weights": digest,

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from swiprctl.report import lines
 from swiprd.folder import consent, trusted_programs
-from swiprd.folder.spec import load_bundle
-from swiprd.folder.toml_table import BundleError
+from swiprd.folder.spec import load_spec
+from swiprd.folder.toml_table import SpecError
 from swiprd.folder.trusted_programs import NoRecord
 from swiprd.system import console
 
@@ -30,7 +30,7 @@ def run(folder: Path) -> int:
     """
     try:
         return _trust(folder)
-    except BundleError as error:
+    except SpecError as error:
         return _complain(str(error), _EX_CONFIG)
     except NoRecord as error:
         return _complain(str(error), _EX_CANTCREAT)
@@ -39,15 +39,15 @@ def run(folder: Path) -> int:
 
 
 def _trust(folder: Path) -> int:
-    bundle = load_bundle(folder)
-    if not bundle.carries_code:
-        console.put(f"{folder}: {bundle.architecture} carries no code: nothing is to be trusted")
+    spec = load_spec(folder)
+    if not spec.carries_code:
+        console.put(f"{folder}: {spec.architecture} carries no code: nothing is to be trusted")
         return 0
-    program = bundle.weights.resolve()
-    opened, code = consent.copy(program, bundle.architecture)
+    program = spec.weights.resolve()
+    opened, code = consent.copy(program, spec.architecture)
     opened.close()
     shown: dict[str, object] = {
-        "model": bundle.name,
+        "model": spec.name,
         "program": str(program),
         "kind": code.kind,
         "size": f"{code.size} bytes",

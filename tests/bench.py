@@ -42,14 +42,14 @@ torch.set_num_threads(threads)
 from swiprd.system import imagefile
 from swiprd.inference import decode
 from swiprd.inference import model
-from swiprd.folder.spec import load_bundle
-loaded = model.load_model(load_bundle(Path(sys.argv[1])))
+from swiprd.folder.spec import load_spec
+loaded = model.load_model(load_spec(Path(sys.argv[1])))
 files = [os.open(path, os.O_RDONLY) for path in sys.argv[4:]]
 
 def once(k):
     tensors = [
         decode.decode(imagefile.read_image_bytes(files[(k + i) % len(files)], 1 << 26),
-                      loaded.bundle.preprocess)
+                      loaded.spec.preprocess)
         for i in range(batch)
     ]
     return model.probabilities(loaded, torch.stack(tensors)).tolist()

@@ -19,8 +19,8 @@ from typing import BinaryIO
 
 from swiprd.folder import trusted_programs
 from swiprd.folder.ownership import require_closed
-from swiprd.folder.spec import Bundle
-from swiprd.folder.toml_table import BundleError
+from swiprd.folder.spec import ModelSpec
+from swiprd.folder.toml_table import SpecError
 from swiprd.folder.trusted_programs import Code, NoRecord
 
 ROOTS = (Path("/etc/swipr"), Path("/var/lib/swipr"))
@@ -34,25 +34,25 @@ class UnknownSize(Exception):
 
 
 @contextmanager
-def opened(bundle: Bundle, given: Code | None = None) -> Iterator[tuple[Bundle, BinaryIO]]:
-    """Give a bundle's program, open for reading, whose code may run; and the bundle as it is then.
+def opened(spec: ModelSpec, given: Code | None = None) -> Iterator[tuple[ModelSpec, BinaryIO]]:
+    """Give a spec's program, open for reading, whose code may run; and the spec as it is then.
 
     Args:
         given: what the user trusts, in place of the record: `pack` has just been told.
 
     Raises:
-        BundleError: the program may not run; with the command that lets it.
+        SpecError: the program may not run; with the command that lets it.
     """
     refused = None
-    if _is_roots(bundle.folder):
+    if _is_roots(spec.folder):
         try:
-            bundle = require_closed(bundle)
-        except BundleError as error:
+            spec = require_closed(spec)
+        except SpecError as error:
             refused = error
         else:
-            opened = _open(bundle.weights)
+            opened = _open(spec.weights)
             with opened:
-                yield bundle, opened
+                yield spec, opened
             return
     why = ""
     known: frozenset[Code] = frozenset()
@@ -62,18 +62,18 @@ def opened(bundle: Bundle, given: Code | None = None) -> Iterator[tuple[Bundle, 
         why = f"; {error}"
     try:
         copied, code = copy(
-            bundle.weights,
-            bundle.architecture,
-            {one.size for one in known if one.kind == bundle.architecture},
+            spec.weights,
+            spec.architecture,
+            {one.size for one in known if one.kind == spec.architecture},
         )
     except UnknownSize:
-        raise refused or _refusal(bundle, why) from None
-    except BundleError as error:
+        raise refused or _refusal(spec, why) from None
+    except SpecError as error:
         raise refused or error from None
     with copied:
         if not is_known(code, known):
-            raise refused or _refusal(bundle, why)
-        yield bundle, copied
+            raise refused or _refusal(spec, why)
+        yield spec, copied
 
 
 def copy(file: Path, kind: str, sizes: Container[int] | None = None) -> tuple[BinaryIO, Code]:
@@ -86,7 +86,7 @@ def copy(file: Path, kind: str, sizes: Container[int] | None = None) -> tuple[Bi
         The copy, which the caller closes, from its begin; and what tells it from others.
 
     Raises:
-        BundleError: the file cannot be read.
+        SpecError: the file cannot be read.
         UnknownSize: its size is none of those.
     """
     source = _open(file)
@@ -106,7 +106,7 @@ def copy(file: Path, kind: str, sizes: Container[int] | None = None) -> tuple[Bi
             target.seek(0)
         except OSError as error:
             target.close()
-            raise BundleError(file, "", "a readable file", error.strerror or str(error)) from None
+            raise SpecError(file, "", "a readable file", error.strerror or str(error)) from None
         except BaseException:
             target.close()
             raise
@@ -129,10 +129,10 @@ def _open(file: Path) -> BinaryIO:
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
-            raise BundleError(file, "", "a readable file", "no regular file")
+            raise SpecError(file, "", "a readable file", "no regular file")
         return open(descriptor, "rb")
     except OSError as error:
-        raise BundleError(file, "", "a readable file", error.strerror or str(error)) from None
+        raise SpecError(file, "", "a readable file", error.strerror or str(error)) from None
 
 
 def _is_roots(folder: Path) -> bool:
@@ -144,18 +144,18 @@ def _is_roots(folder: Path) -> bool:
     return any(resolved.is_relative_to(root) for root in ROOTS)
 
 
-def _refusal(bundle: Bundle, why: str) -> BundleError:
-    uid, kind = os.geteuid(), bundle.architecture
+def _refusal(spec: ModelSpec, why: str) -> SpecError:
+    uid, kind = os.geteuid(), spec.architecture
     if trusted_programs.place() is None:
         expected = f"a program below {roots()}, where only root can write"
         found = f"one elsewhere, and uid {uid} has no home folder to record its trust in"
     else:
         expected = f"a program that uid {uid} trusts"
-        folder = shlex.quote(str(bundle.folder.absolute()))
+        folder = shlex.quote(str(spec.folder.absolute()))
         found = (
             f"one that it has neither packed nor trusted{why}"
             f" (if you trust where it came from: swiprd trust {folder})"
         )
-    return BundleError(
-        bundle.weights, "", f"{expected}, since {kind} models carry code that runs here", found
+    return SpecError(
+        spec.weights, "", f"{expected}, since {kind} models carry code that runs here", found
     )

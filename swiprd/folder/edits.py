@@ -11,7 +11,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from swiprd.folder.toml_table import BundleError, read
+from swiprd.folder.toml_table import SpecError, read
 
 _Mark = tuple[int, ...]
 _Marks = dict[Path, _Mark | None]  # by path; None where there is no file
@@ -70,7 +70,7 @@ def _marks(folder: Path) -> _Marks:
     found: _Marks = {file: _mark(file)}
     try:
         text = read(file, _SEARCHED)
-    except BundleError:
+    except SpecError:
         return found
     for name in {*text.split(b'"'), *text.split(b"'")}:
         path = folder / os.fsdecode(name)

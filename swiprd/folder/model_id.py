@@ -9,11 +9,11 @@ import hashlib
 import json
 from dataclasses import asdict
 
-from swiprd.folder.spec import Bundle
-from swiprd.folder.toml_table import BundleError
+from swiprd.folder.spec import ModelSpec
+from swiprd.folder.toml_table import SpecError
 
 
-def identify(bundle: Bundle) -> str:
+def identify(spec: ModelSpec) -> str:
     """Return the model's id: its name, "@", and 12 hexadecimal digits of what decides its answers.
 
     Those digest what model.toml says of the answers (not how they are served or checked), the
@@ -21,31 +21,31 @@ def identify(bundle: Bundle) -> str:
     file's own (about a second per gigabyte).
 
     Raises:
-        BundleError: the weights have gone since `load_bundle`.
+        SpecError: the weights have gone since `load_spec`.
     """
     decides = {
-        "architecture": bundle.architecture,
-        "head": bundle.head,
-        "match": bundle.match,
-        "weights": bundle.sha256 or digest_weights(bundle),
-        "labels": bundle.labels,
-        "activation": bundle.activation,
-        "thresholds": bundle.thresholds,
-        "preprocess": asdict(bundle.preprocess),
+        "architecture": spec.architecture,
+        "head": spec.head,
+        "match": spec.match,
+        "weights": spec.sha256 or digest_weights(spec),
+        "labels": spec.labels,
+        "activation": spec.activation,
+        "thresholds": spec.thresholds,
+        "preprocess": asdict(spec.preprocess),
     }
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode())
-    return f"{bundle.name}@{digest.hexdigest()[:12]}"
+    return f"{spec.name}@{digest.hexdigest()[:12]}"
 
 
-def digest_weights(bundle: Bundle) -> str:
+def digest_weights(spec: ModelSpec) -> str:
     """Return the SHA-256 of the weights file as it is now, in hexadecimal.
 
     Raises:
-        BundleError: the file cannot be read.
+        SpecError: the file cannot be read.
     """
     try:
-        with bundle.weights.open("rb") as weights:
+        with spec.weights.open("rb") as weights:
             return hashlib.file_digest(weights, "sha256").hexdigest()
     except OSError as error:
         found = error.strerror or str(error)
-        raise BundleError(bundle.weights, "", "a readable file", found) from None
+        raise SpecError(spec.weights, "", "a readable file", found) from None

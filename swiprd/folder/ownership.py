@@ -10,13 +10,13 @@ import stat
 from dataclasses import replace
 from pathlib import Path
 
-from swiprd.folder.spec import Bundle, load_bundle
-from swiprd.folder.toml_table import BundleError
+from swiprd.folder.spec import ModelSpec, load_spec
+from swiprd.folder.toml_table import SpecError
 
 _MAX_LINKS = 40  # as the kernel: path_resolution(7)
 
 
-def require_closed(bundle: Bundle) -> Bundle:
+def require_closed(spec: ModelSpec) -> ModelSpec:
     """Refuse a model that carries code, unless root or this process's own user put it there.
 
     The program, model.toml, the folder, every folder above them and every link on the way must be
@@ -26,27 +26,27 @@ def require_closed(bundle: Bundle) -> Bundle:
 
     Returns:
         What the folder says, read again, with paths that have no links left in them. Those alone
-        are to be opened: whoever could turn a link could have done so since `bundle` was read.
+        are to be opened: whoever could turn a link could have done so since `spec` was read.
 
     Raises:
-        BundleError: naming the first file, folder or link that is not so, with the command that
+        SpecError: naming the first file, folder or link that is not so, with the command that
             mends it; or the model has changed since, and is none any more.
     """
-    kind = bundle.architecture
-    folder = _follow(bundle.folder, kind)
-    for path in (folder, _follow(folder / bundle.file.name, kind).parent):
+    kind = spec.architecture
+    folder = _follow(spec.folder, kind)
+    for path in (folder, _follow(folder / spec.file.name, kind).parent):
         _check(path, path.lstat(), kind, closed=True)
-    bundle = load_bundle(folder)
-    weights = _follow(bundle.weights, kind)
+    spec = load_spec(folder)
+    weights = _follow(spec.weights, kind)
     _check(weights.parent, weights.parent.lstat(), kind, closed=True)
-    return replace(bundle, weights=weights)
+    return replace(spec, weights=weights)
 
 
 def _follow(path: Path, kind: str) -> Path:
     """Return what a path leads to, having checked each step before the next one is taken.
 
     Raises:
-        BundleError: at the first step that others can change, or that is not there.
+        SpecError: at the first step that others can change, or that is not there.
     """
     here = Path("/")
     links = 0
@@ -68,7 +68,7 @@ def _follow(path: Path, kind: str) -> Path:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
             todo += reversed(Path(os.readlink(step)).parts)
     except OSError as error:
-        raise BundleError(path, "", "a file", error.strerror or str(error)) from None
+        raise SpecError(path, "", "a file", error.strerror or str(error)) from None
     return here
 
 
@@ -80,7 +80,7 @@ def _check(path: Path, info: os.stat_result, kind: str, *, closed: bool = False)
         closed: whether the sticky bit is not enough: nobody else may make files in the folder.
 
     Raises:
-        BundleError: somebody else can.
+        SpecError: somebody else can.
     """
     own = os.geteuid()
     link = stat.S_ISLNK(info.st_mode)  # its permissions mean nothing: it is its owner's
@@ -92,7 +92,7 @@ def _check(path: Path, info: os.stat_result, kind: str, *, closed: bool = False)
     if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not link and not sticky:
         mends.append(f"chmod go-w {quoted}")
     if mends:
-        raise BundleError(
+        raise SpecError(
             path,
             "",
             f"root or uid {own} as its owner, and nobody else to be able to write it, since "

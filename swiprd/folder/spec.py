@@ -1,4 +1,4 @@
-"""A model's folder: model.toml read, checked and frozen into a `Bundle`.
+"""A model's folder: model.toml read, checked and frozen into a `ModelSpec`.
 
 Everything a person can get wrong in the file is refused here, with the file, the key, what was
 expected and what was found; later code trusts the types. Standard library only: no torch, numpy
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from swiprd.folder.toml_table import BundleError, Table, read
+from swiprd.folder.toml_table import SpecError, Table, read
 
 Activation = Literal["softmax", "sigmoid", "log_softmax", "none"]
 Edge = Literal["short", "long", "both", "square"]
@@ -106,7 +106,7 @@ class Canary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bundle:
+class ModelSpec:
     """A checked description of a model; the weights file exists but has not been opened.
 
     Attributes:
@@ -149,20 +149,20 @@ class Bundle:
         return self.folder / "model.toml"
 
 
-def load_bundle(folder: Path) -> Bundle:
+def load_spec(folder: Path) -> ModelSpec:
     """Read and check `folder`/model.toml.
 
     Raises:
-        BundleError: naming the first thing that is wrong.
+        SpecError: naming the first thing that is wrong.
     """
     file = folder / "model.toml"
     try:
         values = tomllib.loads(read(file).decode())
     except UnicodeDecodeError as error:
-        raise BundleError(file, "", "UTF-8", f"byte {error.start} that is not") from None
+        raise SpecError(file, "", "UTF-8", f"byte {error.start} that is not") from None
     except (ValueError, RecursionError) as error:  # the parser's own, and int()'s and its depth
-        raise BundleError(file, "", "TOML", f"an error in it: {error}") from None
-    known = [one.name for one in fields(Bundle) if one.name != "folder"]
+        raise SpecError(file, "", "TOML", f"an error in it: {error}") from None
+    known = [one.name for one in fields(ModelSpec) if one.name != "folder"]
     table = Table(file, "", values, known)
     labels = _labels(table, folder)
     activation: Activation = table.choice("activation", Activation)
@@ -174,7 +174,7 @@ def load_bundle(folder: Path) -> Bundle:
     if sha256 is not None and not _SHA256.fullmatch(sha256):
         raise table.fail("sha256", "64 hexadecimal digits in lower case", sha256)
     classes = IMAGENET_CLASSES if labels == "imagenet" else len(labels)
-    return Bundle(
+    return ModelSpec(
         folder=folder,
         name=name,
         architecture=architecture,
@@ -199,18 +199,18 @@ def _labels(table: Table, folder: Path) -> tuple[str, ...] | Literal["imagenet"]
         # utf-8-sig: an editor's byte order mark must not become part of the first label.
         text = read(file).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BundleError(file, "", "UTF-8", f"byte {error.start} that is not") from None
+        raise SpecError(file, "", "UTF-8", f"byte {error.start} that is not") from None
     lines: dict[str, int] = {}
     # Not splitlines(): that also splits at characters which a label may not contain anyway.
     for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
         label = line.strip()
         if not label:
-            raise BundleError(file, f"line {number}", "a label", "a blank line")
+            raise SpecError(file, f"line {number}", "a label", "a blank line")
         if not label.isprintable():
-            raise BundleError(file, f"line {number}", "printable characters", repr(label))
+            raise SpecError(file, f"line {number}", "printable characters", repr(label))
         if label in lines:
             found = f'"{label}" again, as in line {lines[label]}'
-            raise BundleError(file, f"line {number}", "a label of its own", found)
+            raise SpecError(file, f"line {number}", "a label of its own", found)
         lines[label] = number
     return tuple(lines)
 

@@ -24,7 +24,7 @@ MOST = 4 << 20
 each at most; tomllib needs seconds for much more, and the front, which reads them, has none."""
 
 
-class BundleError(Exception):
+class SpecError(Exception):
     """A model's folder is not what it should be.
 
     Attributes:
@@ -50,7 +50,7 @@ class Table:
 
     def __init__(self, file: Path, prefix: str, values: Any, known: Iterable[str]) -> None:
         if not isinstance(values, dict):
-            raise BundleError(file, prefix.rstrip("."), "a table", _show(values))
+            raise SpecError(file, prefix.rstrip("."), "a table", _show(values))
         self._file = file
         self._prefix = prefix
         self._values: dict[str, Any] = values
@@ -60,11 +60,11 @@ class Table:
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=2)
                 expected = " or ".join(near) if near else "one of " + ", ".join(known)
-                raise BundleError(file, prefix + key, expected, "an unknown key")
+                raise SpecError(file, prefix + key, expected, "an unknown key")
 
-    def fail(self, key: str, expected: str, found: Any) -> BundleError:
+    def fail(self, key: str, expected: str, found: Any) -> SpecError:
         """Make the error for `key`, showing `found` as the file has it."""
-        return BundleError(self._file, self._prefix + key, expected, _show(found))
+        return SpecError(self._file, self._prefix + key, expected, _show(found))
 
     def has(self, key: str) -> bool:
         return key in self._values
@@ -135,7 +135,7 @@ class Table:
             regular = False
         except OSError as error:
             found = f"{_show(value)}: {error.strerror}"
-            raise BundleError(self._file, self._prefix + key, expected, found) from None
+            raise SpecError(self._file, self._prefix + key, expected, found) from None
         if not regular:
             raise self.fail(key, expected, value)
         return folder / name
@@ -150,7 +150,7 @@ def read(file: Path, most: int = MOST) -> bytes:
     """Return what is in a file. Waits for nobody: a named pipe is refused, not opened for good.
 
     Raises:
-        BundleError: it cannot be read, is no regular file, or has more than `most` bytes.
+        SpecError: it cannot be read, is no regular file, or has more than `most` bytes.
     """
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -158,16 +158,16 @@ def read(file: Path, most: int = MOST) -> bytes:
             mode = os.fstat(descriptor).st_mode
             if not stat.S_ISREG(mode):
                 kind = "Is a directory" if stat.S_ISDIR(mode) else "no regular file"
-                raise BundleError(file, "", "a readable file", kind)
+                raise SpecError(file, "", "a readable file", kind)
             with open(descriptor, "rb", closefd=False) as opened:
                 data = opened.read(most + 1)
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise BundleError(file, "", "a readable file", error.strerror or str(error)) from None
+        raise SpecError(file, "", "a readable file", error.strerror or str(error)) from None
     if len(data) > most:
         found = f"more than {most} bytes, the most that is read"
-        raise BundleError(file, "", "a readable file", found)
+        raise SpecError(file, "", "a readable file", found)
     return data
 
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Set
 
 from swiprctl.errors import DeadlineExceeded, Overloaded
-from swiprd.front.round_robin import Line
-from swiprd.front.short_deadlines import Haste
+from swiprd.front.round_robin import RoundRobin
+from swiprd.front.short_deadlines import ShortDeadlines
 from swiprd.pool.job import Job
 from swiprd.pool.typical import Typical
 
@@ -32,13 +32,13 @@ class Admission:
     def __init__(self, limit: int, privileged: Set[int] = frozenset({0})) -> None:
         self.limit = limit
         self._privileged = privileged
-        self._fresh = Line()
-        self._suspects = Line()  # whose turn it is when nobody else waits
+        self._fresh = RoundRobin()
+        self._suspects = RoundRobin()  # whose turn it is when nobody else waits
         self._held: dict[int, int] = {}  # by uid, waiting and running
         self._total = 0
         self._between = Typical(_LEAST)  # seconds between two answers while there is work
         self._quickest = 0.0  # seconds that the quickest image of all took; 0: not known yet
-        self._haste = Haste()
+        self._haste = ShortDeadlines()
         self.refused = 0
 
     @property
@@ -208,7 +208,7 @@ class Admission:
         """Seconds after which it may be worth to come again."""
         return round(max(_SOONEST_RETRY, self._total * self._between.seconds / 2), 3)
 
-    def _line(self, job: Job) -> Line:
+    def _line(self, job: Job) -> RoundRobin:
         return self._suspects if job.suspect else self._fresh
 
     def _count(self, uid: int, by: int) -> None:

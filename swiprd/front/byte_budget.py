@@ -7,7 +7,7 @@ from collections import Counter
 from swiprctl.errors import Overloaded
 
 
-class Room:
+class ByteBudget:
     """Bytes of large frames being read, and of images that wait, `limit` at most of each."""
 
     def __init__(self, limit: int) -> None:

@@ -14,8 +14,8 @@ from typing import Protocol
 
 from swiprctl.errors import SwiprError
 from swiprctl.protocol import Frame, Reply
-from swiprd.front.byte_budget import Room
-from swiprd.front.fair_share import Turns
+from swiprd.front.byte_budget import ByteBudget
+from swiprd.front.fair_share import FairShare
 from swiprd.front.intakes import Intakes
 from swiprd.front.service import Outcome
 from swiprd.system.attachment import Attachment
@@ -35,9 +35,9 @@ _NOTHING = bytes(4)
 class Host(Protocol):
     """What a connection asks of the server, and tells it."""
 
-    turns: Turns
+    shares: FairShare
     intakes: Intakes
-    room: Room
+    budget: ByteBudget
 
     def forget(self, connection: Connection) -> None:
         """The connection is closed."""
@@ -72,8 +72,8 @@ class Connection:
             on_frame=self._received,
             on_closed=lambda _error: host.forget(self),
             farewell=lambda error: Reply(None, None, error).encode(),
-            reserve=lambda size: host.room.reserve(uid, size),
-            ask=lambda work: host.turns.ask(uid, work),
+            reserve=lambda size: host.budget.reserve(uid, size),
+            ask=lambda work: host.shares.ask(uid, work),
             take=lambda sock, size, received: host.intakes.take(uid, sock, size, received),
             discard=Attachment.close,
             release=lambda sock: host.intakes.bury(uid, sock),

@@ -16,7 +16,7 @@ _SHARE = 0.2  # of the front's time that one uid gets while others ask: workers 
 _LATELY = 1.0  # seconds for which somebody who has asked counts as asking
 
 
-class Turns:
+class FairShare:
     """The front's time, by uid. A uid is known while it has a connection."""
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from swiprctl.errors import Overloaded, SwiprError
 from swiprctl.protocol import Frame, encode, parse_error
-from swiprd.front.byte_budget import Room
+from swiprd.front.byte_budget import ByteBudget
 from swiprd.intake import process
 from swiprd.system.attachment import Attachment, Identity
 from swiprd.system.channel import Channel
@@ -29,11 +29,11 @@ class Take:
         sock: socket.socket,
         size: int,
         received: Callable[[SwiprError | None], None],
-        room: Room,
+        budget: ByteBudget,
     ) -> None:
         self.ticket = ticket
         self.attachment = Attachment(self._released)
-        self._room = room
+        self._budget = budget
         self._copied = 0
         self._socket = sock
         self._size = size
@@ -66,7 +66,7 @@ class Take:
         """
         self.progressed()
         try:
-            self._room.admit(copied)
+            self._budget.admit(copied)
         except Overloaded as error:
             os.close(descriptor)
             self._released()
@@ -81,7 +81,7 @@ class Take:
         self.attachment.refuse(error)
 
     def _released(self) -> None:
-        self._room.leave(self._copied)
+        self._budget.leave(self._copied)
         assert self._handle is not None  # it has handed on what is released
         self._handle.drop(self.ticket)
 

@@ -18,7 +18,7 @@ from contextlib import suppress
 from itertools import count
 
 from swiprctl.errors import Overloaded, SwiprError
-from swiprd.front.byte_budget import Room
+from swiprd.front.byte_budget import ByteBudget
 from swiprd.front.intake_handle import Bury, Handle, Identify, Order, Take
 from swiprd.system.attachment import Attachment
 from swiprd.system.log import log
@@ -43,12 +43,12 @@ class Intakes:
 
     Args:
         limit: bytes of an image.
-        room: for images that are held in memory here.
+        budget: for images that are held in memory here.
     """
 
-    def __init__(self, limit: int, room: Room) -> None:
+    def __init__(self, limit: int, budget: ByteBudget) -> None:
         self._limit = limit
-        self._room = room
+        self._budget = budget
         self._loop = asyncio.get_running_loop()
         self._handles: dict[_Key, list[Handle]] = {}
         self._waiting: dict[_Key, deque[Order]] = {}
@@ -79,7 +79,7 @@ class Intakes:
             received: called once, when the socket can be read again; with an error, where the
                 connection cannot go on.
         """
-        order = Take(next(self._tickets), sock, size, received, self._room)
+        order = Take(next(self._tickets), sock, size, received, self._budget)
         self._submit(("files", uid), order)
         return order.attachment
 
@@ -89,13 +89,13 @@ class Intakes:
         Raises:
             Overloaded: there is no room for it.
         """
-        self._room.admit(len(image))
+        self._budget.admit(len(image))
         try:
             memfd = sealed_memfd(image)
         except OSError as error:
-            self._room.leave(len(image))
+            self._budget.leave(len(image))
             raise Overloaded(f"no room for the image: {error.strerror}", 1.0) from None
-        order = Identify(next(self._tickets), memfd, lambda: self._room.leave(len(image)))
+        order = Identify(next(self._tickets), memfd, lambda: self._budget.leave(len(image)))
         self._submit(_OWN, order)
         return order.attachment
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _TURNS_KEPT = 1024  # uids whose last turn is remembered; who is forgotten goes first
 
 
-class Line:
+class RoundRobin:
     """First come, first served within a uid."""
 
     def __init__(self) -> None:

@@ -19,9 +19,9 @@ from typing import Any
 from swiprctl.errors import BadRequest, Forbidden, Overloaded, SwiprError
 from swiprctl.protocol import Frame, Reply, Request, request_id
 from swiprd.config import Settings
-from swiprd.front.byte_budget import Room
+from swiprd.front.byte_budget import ByteBudget
 from swiprd.front.connection import HIGH_WATER, Connection
-from swiprd.front.fair_share import Turns
+from swiprd.front.fair_share import FairShare
 from swiprd.front.intakes import Intakes
 from swiprd.front.owners import Owners
 from swiprd.front.service import Outcome, Service
@@ -47,10 +47,10 @@ class Server:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._connections: set[Connection] = set()
-        self.turns = Turns()
+        self.shares = FairShare()
         self._owners = Owners()
-        self.room = Room(settings.max_inline)
-        self.intakes = Intakes(settings.max_image, self.room)
+        self.budget = ByteBudget(settings.max_inline)
+        self.intakes = Intakes(settings.max_image, self.budget)
         self._accepting = False
         self._resume: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -122,7 +122,7 @@ class Server:
                 sock.send(Reply(None, None, full).encode())
             self.intakes.bury(uid, sock)
             return
-        self.turns.join(uid)
+        self.shares.join(uid)
         # Bytes "out of band" could carry a descriptor past the look ahead at those in the band.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         self._connections.add(Connection(self, sock, uid))
@@ -168,7 +168,7 @@ class Server:
     def forget(self, connection: Connection) -> None:
         """A connection is closed: what it waits for need not be done."""
         self._connections.discard(connection)
-        self.turns.leave(connection.uid)
+        self.shares.leave(connection.uid)
         self._service.cancel(connection)
 
     def handle(self, connection: Connection, frame: Frame) -> None:

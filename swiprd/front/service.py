@@ -24,7 +24,7 @@ from swiprd.front.poison import Poison
 from swiprd.front.stats import Stats
 from swiprd.front.status import describe_process, describe_staff, describe_work
 from swiprd.pool.job import Job
-from swiprd.pool.model_manager import RETRY, Phase, Succession
+from swiprd.pool.model_manager import RETRY, ModelManager, Phase
 from swiprd.pool.pool import Pool
 from swiprd.system.attachment import Attachment, State
 from swiprd.system.log import log
@@ -39,7 +39,7 @@ class Service:
     """Answers jobs with one model.
 
     Args:
-        on_phase, on_reload, fault: see `Succession`.
+        on_phase, on_reload, fault: see `ModelManager`.
 
     Attributes:
         model: whoever serves, and how that changes.
@@ -65,7 +65,7 @@ class Service:
         self._idle.set()
         self._poison = Poison(settings.remember)
         self._hurried = False
-        self.model = Succession(
+        self.model = ModelManager(
             settings, self, self._ids, on_phase=on_phase, on_reload=on_reload, fault=fault
         )
         self.stats = Stats()
@@ -251,7 +251,7 @@ class Service:
     # --- the model
 
     def installed(self, pool: Pool) -> None:
-        """See `succession.Court`."""
+        """See `model_manager.Court`."""
         now = self.last_answer = self.last_active = self._loop.time()
         self._admission.new_model()
         for job in self._jobs:
@@ -262,14 +262,14 @@ class Service:
         pool.dispatch()
 
     def refuse_waiting(self, error: SwiprError) -> None:
-        """End what no worker has yet. See `succession.Court`, too."""
+        """End what no worker has yet. See `model_manager.Court`, too."""
         coming = self._coming()
         for job in list(self._jobs):
             if job in coming or self._admission.withdraw(job):
                 self._end(job, error)
 
     def is_quiet(self) -> bool:
-        """See `succession.Court`."""
+        """See `model_manager.Court`."""
         return not self._jobs and self._loop.time() - self.last_active >= _QUIET
 
     # --- questions

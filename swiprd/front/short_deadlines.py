@@ -25,7 +25,7 @@ class _Row:
     until: float = 0.0
 
 
-class Haste:
+class ShortDeadlines:
     """Remembers who did so; a row of probabilities for that uid ends it."""
 
     def __init__(self) -> None:

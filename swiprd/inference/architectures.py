@@ -55,8 +55,8 @@ def build(
 
     `matching.shapes(module)` lists the tensors in their order; `matching.match_by_order` and
     `match_by_name` fill in a checkpoint's. For pooled and flattened bodies with `head = "fastai"`
-    see heads.py. Inception v3 and GoogLeNet are built as trained from scratch, without
-    torchvision's `transform_input`: for their published weights a bundle says mean = std = 0.5.
+    see fastai_heads.py. Inception v3 and GoogLeNet are built as trained from scratch, without
+    torchvision's `transform_input`: for their published weights a spec says mean = std = 0.5.
 
     Args:
         architecture: a torchvision classifier's name, or "timm:" and timm's name for one.

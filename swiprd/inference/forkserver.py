@@ -150,11 +150,11 @@ def _load_model(folder: Path, device: str) -> tuple[LoadedModel, dict[str, Any]]
 
     torch.set_num_threads(1)
     torch.set_num_interop_threads(1)
-    from swiprd.folder.spec import load_bundle
+    from swiprd.folder.spec import load_spec
     from swiprd.inference import worker  # noqa: F401 - imported once here, not in every child
     from swiprd.inference.model import load_model, pick_device
 
-    model = load_model(load_bundle(folder))
+    model = load_model(load_spec(folder))
     described = {
         "labels": list(model.labels),
         "model": model.model_id,

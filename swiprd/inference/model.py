@@ -1,4 +1,4 @@
-"""A bundle → a module in evaluation mode; a batch of crops → probabilities.
+"""A spec → a module in evaluation mode; a batch of crops → probabilities.
 
 `load_model` runs in the forkserver, whose children inherit the module. It must therefore start no
 thread and run no parallel region (a child's OpenMP would hang), run no forward pass, and copy no
@@ -20,8 +20,8 @@ import torch
 
 from swiprd.folder import consent
 from swiprd.folder.model_id import identify
-from swiprd.folder.spec import Bundle
-from swiprd.folder.toml_table import BundleError
+from swiprd.folder.spec import ModelSpec
+from swiprd.folder.toml_table import SpecError
 from swiprd.folder.trusted_programs import Code
 from swiprd.inference import architectures
 from swiprd.inference.programs import load_exported, load_torchscript
@@ -41,7 +41,7 @@ class LoadedModel:
         device: where the module lies: "cpu" or "cuda".
     """
 
-    bundle: Bundle
+    spec: ModelSpec
     module: torch.nn.Module
     labels: tuple[str, ...]
     model_id: str
@@ -49,7 +49,7 @@ class LoadedModel:
     device: str = "cpu"
 
 
-def load_model(bundle: Bundle, trusted: Code | None = None) -> LoadedModel:
+def load_model(spec: ModelSpec, trusted: Code | None = None) -> LoadedModel:
     """Build the architecture without memory of its own and put the mapped weights into it.
 
     A program is loaded as it is; of what it answers, nothing is known before it answers.
@@ -58,22 +58,22 @@ def load_model(bundle: Bundle, trusted: Code | None = None) -> LoadedModel:
         trusted: the program that may run, in place of those in the user's record.
 
     Raises:
-        BundleError: an unknown architecture, or weights that are not a state_dict of it, with the
+        SpecError: an unknown architecture, or weights that are not a state_dict of it, with the
             first tensor at fault; or a program that may not run here.
     """
-    if bundle.carries_code:
-        with consent.opened(bundle, trusted) as (bundle, program):
-            module: torch.nn.Module = _load_program(bundle, program)
-        labels = _labels(bundle)
+    if spec.carries_code:
+        with consent.opened(spec, trusted) as (spec, program):
+            module: torch.nn.Module = _load_program(spec, program)
+        labels = _labels(spec)
     else:
-        labels = _labels(bundle)
-        module = _build(bundle, len(labels))
+        labels = _labels(spec)
+        module = _build(spec, len(labels))
     return LoadedModel(
-        bundle=bundle,
+        spec=spec,
         module=module,
         labels=labels,
-        model_id=identify(bundle),
-        versions=_versions(bundle),
+        model_id=identify(spec),
+        versions=_versions(spec),
     )
 
 
@@ -90,7 +90,7 @@ def probabilities(loaded: LoadedModel, crops: torch.Tensor) -> torch.Tensor:
         # less for other architectures and never more. The weights can stay as they are.
         batch = crops.flatten(0, 1).to(loaded.device, memory_format=torch.channels_last)
         outputs = loaded.module(batch).unflatten(0, (images, count))
-        match loaded.bundle.preprocess.pool:
+        match loaded.spec.preprocess.pool:
             case "logits":
                 rows = _activate(loaded, outputs.mean(dim=1))
             case "logsumexp":
@@ -124,51 +124,51 @@ def to_device(loaded: LoadedModel, device: str) -> LoadedModel:
     return replace(loaded, module=loaded.module.to(device), device=device)
 
 
-def _versions(bundle: Bundle) -> dict[str, str]:
+def _versions(spec: ModelSpec) -> dict[str, str]:
     modules = {"torch": torch, "torchvision": import_torchvision(), "pillow": PIL, "numpy": np}
-    if bundle.architecture.startswith(architectures.TIMM):
+    if spec.architecture.startswith(architectures.TIMM):
         modules["timm"] = architectures.import_timm()
     versions = {name: str(module.__version__) for name, module in modules.items()}
     return versions | {"python": platform.python_version()}
 
 
-def _labels(bundle: Bundle) -> tuple[str, ...]:
-    if bundle.labels != "imagenet":
-        return bundle.labels
+def _labels(spec: ModelSpec) -> tuple[str, ...]:
+    if spec.labels != "imagenet":
+        return spec.labels
     # All its ImageNet classifiers have these thousand, two of them twice (crane, maillot).
     weights = import_torchvision().models.ResNet50_Weights.DEFAULT
     return tuple(weights.meta["categories"])
 
 
-def _load_program(bundle: Bundle, opened: BinaryIO) -> torch.nn.Module:
-    if bundle.architecture == "torchscript":
-        return load_torchscript(bundle.weights, opened)
-    return load_exported(bundle.weights, opened, bundle.preprocess.crop, bundle.file)
+def _load_program(spec: ModelSpec, opened: BinaryIO) -> torch.nn.Module:
+    if spec.architecture == "torchscript":
+        return load_torchscript(spec.weights, opened)
+    return load_exported(spec.weights, opened, spec.preprocess.crop, spec.file)
 
 
-def _build(bundle: Bundle, classes: int) -> torch.nn.Module:
+def _build(spec: ModelSpec, classes: int) -> torch.nn.Module:
     """Build the architecture and give it the tensors of the weights file, not copies."""
-    state = load_state(bundle.weights)
-    if bundle.match == "order" and bundle.weights.suffix == SAFETENSORS:
+    state = load_state(spec.weights)
+    if spec.match == "order" and spec.weights.suffix == SAFETENSORS:
         expected = "name: a safetensors file does not keep the order that the tensors had"
-        raise BundleError(bundle.file, "match", expected, '"order"')
-    head = "a fastai head and " if bundle.head == "fastai" else ""
-    what = f"{bundle.architecture} with {head}{classes} labels"
-    match = match_by_order if bundle.match == "order" else match_by_name
+        raise SpecError(spec.file, "match", expected, '"order"')
+    head = "a fastai head and " if spec.head == "fastai" else ""
+    what = f"{spec.architecture} with {head}{classes} labels"
+    match = match_by_order if spec.match == "order" else match_by_name
     try:
         module = architectures.build(
-            bundle.architecture,
+            spec.architecture,
             classes=classes,
-            head=bundle.head,
+            head=spec.head,
             state=state,
-            crop=bundle.preprocess.crop,
+            crop=spec.preprocess.crop,
         )
         own = module.state_dict()
         matched = match(own, state, what)
     except architectures.ArchitectureError as error:
-        raise BundleError(bundle.file, error.key, error.expected, error.found) from None
+        raise SpecError(spec.file, error.key, error.expected, error.found) from None
     except TensorMismatch as error:
-        raise BundleError(bundle.weights, error.tensor, error.expected, error.found) from None
+        raise SpecError(spec.weights, error.tensor, error.expected, error.found) from None
     # Not the file's own dict: ours carries the versions of the modules' formats, and the tensors
     # have just been seen to be those of today's.
     own.update(matched)
@@ -176,12 +176,12 @@ def _build(bundle: Bundle, classes: int) -> torch.nn.Module:
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if tensor.is_meta:
             # Neither in the file nor computed by the constructor: there is no right value.
-            raise BundleError(bundle.weights, name, "a value", "none")
+            raise SpecError(spec.weights, name, "a value", "none")
     return module.eval().requires_grad_(False)
 
 
 def _activate(loaded: LoadedModel, outputs: torch.Tensor) -> torch.Tensor:
-    match loaded.bundle.activation:
+    match loaded.spec.activation:
         case "softmax" | "log_softmax":
             return outputs.softmax(dim=-1)
         case "sigmoid":

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from swiprd.folder.toml_table import BundleError
+from swiprd.folder.toml_table import SpecError
 
 
 class ProgramError(Exception):
@@ -80,7 +80,7 @@ def load_torchscript(file: Path, opened: BinaryIO) -> Program:
         file: what it is called in errors.
 
     Raises:
-        BundleError: it is not that.
+        SpecError: it is not that.
     """
     jit: Any = torch.jit
     try:
@@ -100,7 +100,7 @@ def load_exported(file: Path, opened: BinaryIO, crop: int, model_file: Path) -> 
         file: what it is called in errors.
 
     Raises:
-        BundleError: it is not that, or takes no pictures of `crop` pixels.
+        SpecError: it is not that, or takes no pictures of `crop` pixels.
     """
     try:
         with warnings.catch_warnings():
@@ -112,17 +112,17 @@ def load_exported(file: Path, opened: BinaryIO, crop: int, model_file: Path) -> 
     names = exported.graph_signature.user_inputs
     inputs = [node.meta["val"] for node in exported.graph.nodes if node.name in names]
     if len(inputs) != 1 or inputs[0].dim() != 4 or inputs[0].dtype != torch.float32:
-        raise BundleError(file, "", "a program of one input, float32 pictures", "other inputs")
+        raise SpecError(file, "", "a program of one input, float32 pictures", "other inputs")
     # A size that the export left open is not an int but a symbol.
     batch, channels, *edges = (size if isinstance(size, int) else None for size in inputs[0].shape)
     if channels not in (3, None):
-        raise BundleError(file, "", "pictures of 3 channels", f"{channels}")
+        raise SpecError(file, "", "pictures of 3 channels", f"{channels}")
     for edge in edges:
         if edge not in (crop, None):
-            raise BundleError(model_file, "preprocess.crop", f"{edge}, as {file} takes", f"{crop}")
+            raise SpecError(model_file, "preprocess.crop", f"{edge}, as {file} takes", f"{crop}")
     return Program(run, batch)
 
 
-def _unreadable(file: Path, expected: str, error: Exception) -> BundleError:
+def _unreadable(file: Path, expected: str, error: Exception) -> SpecError:
     reason = (str(error) or type(error).__name__).strip().splitlines()[0][:200]
-    return BundleError(file, "", expected, f"what cannot be read: {reason}")
+    return SpecError(file, "", expected, f"what cannot be read: {reason}")

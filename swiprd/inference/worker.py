@@ -90,7 +90,7 @@ def _decode(frame: Frame, loaded: LoadedModel) -> torch.Tensor:
     # deadline is kept from outside.
     signal.setitimer(signal.ITIMER_PROF, job["max_decode"])
     try:
-        return decode.decode(data, loaded.bundle.preprocess, job["max_pixels"])
+        return decode.decode(data, loaded.spec.preprocess, job["max_pixels"])
     except MemoryError:
         raise TooLarge("the image needs more memory than there is") from None
     finally:

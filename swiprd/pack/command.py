@@ -15,7 +15,7 @@ import torch
 from swiprd.config import MODELS
 from swiprd.folder import consent, trusted_programs
 from swiprd.folder.spec import PROGRAMS
-from swiprd.folder.toml_table import BundleError
+from swiprd.folder.toml_table import SpecError
 from swiprd.folder.trusted_programs import Code, NoRecord
 from swiprd.pack import formats, labels, plan, preprocessing, telling, writer
 from swiprd.pack.errors import CannotOpen, CannotWrite, Interrupted, NotProven, PackError, Unclear
@@ -24,7 +24,7 @@ from swiprd.pack.formats import Format
 from swiprd.pack.labels import Named
 from swiprd.pack.plan import Plan
 from swiprd.pack.verify import Answer, prove, try_program
-from swiprd.pack.writer import LABELS, Line
+from swiprd.pack.writer import LABELS, RoundRobin
 from swiprd.system import console
 from swiprd.system.console import OutputFailed
 
@@ -70,7 +70,7 @@ def _pack(options: argparse.Namespace) -> tuple[Answer, Code | None]:
         plan.trust(file, form, options)
         try:
             opened, code = consent.copy(file, form)  # what is tried is what is packed and trusted
-        except BundleError as error:
+        except SpecError as error:
             raise CannotOpen(f"{file}: {error.found}") from None
         with opened:
             return _pack_program(file, opened, code, form, options), code
@@ -85,10 +85,10 @@ def _pack_weights(file: Path, form: Format, digest: str, options: argparse.Names
         raise Unclear("\n".join(missing))
     fit = made.fit
     lines = [
-        Line(key="architecture", value=fit.architecture, why=made.why["architecture"]),
-        *([Line(key="head", value=fit.head)] if fit.head != "default" else []),
-        *([Line(key="match", value=fit.match)] if fit.match != "name" else []),
-        Line(key="activation", value=made.activation, why=made.why["activation"]),
+        RoundRobin(key="architecture", value=fit.architecture, why=made.why["architecture"]),
+        *([RoundRobin(key="head", value=fit.head)] if fit.head != "default" else []),
+        *([RoundRobin(key="match", value=fit.match)] if fit.match != "name" else []),
+        RoundRobin(key="activation", value=made.activation, why=made.why["activation"]),
     ]
     with writer.making(options.output, replace=options.force, note=telling.warn) as place:
         _save(fit.tensors, place / _WEIGHTS, options.output)
@@ -120,8 +120,8 @@ def _pack_program(
     if missing:
         raise Unclear("\n".join(missing))
     lines = [
-        Line(key="architecture", value=form, why="a program: it carries code"),
-        Line(key="activation", value=activation, why=why),
+        RoundRobin(key="architecture", value=form, why="a program: it carries code"),
+        RoundRobin(key="activation", value=activation, why=why),
     ]
     with writer.making(options.output, replace=options.force, note=telling.warn) as place:
         opened.seek(0)
@@ -157,7 +157,7 @@ _CODE = (
 def _describe(
     place: Path,
     options: argparse.Namespace,
-    lines: list[Line],
+    lines: list[RoundRobin],
     named: Named,
     recipe: preprocessing.Recipe,
     origin: str,
@@ -169,11 +169,11 @@ def _describe(
         value = LABELS
         (place / LABELS).write_text("".join(f"{one}\n" for one in named.labels), encoding="utf-8")
     every = [
-        Line(key="name", value=_name(options)),
+        RoundRobin(key="name", value=_name(options)),
         *lines,
-        Line(key="labels", value=value, why=named.source),
-        Line(key="weights", value=weights),
-        Line(key="sha256", value=_digest(place / weights), why=f"of {weights}"),
+        RoundRobin(key="labels", value=value, why=named.source),
+        RoundRobin(key="weights", value=weights),
+        RoundRobin(key="sha256", value=_digest(place / weights), why=f"of {weights}"),
     ]
     text = writer.describe(every, recipe.preprocess, recipe.source, origin)
     (place / "model.toml").write_text(text, encoding="utf-8")

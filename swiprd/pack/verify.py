@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from swiprd.folder.spec import Activation, Preprocess, load_bundle
-from swiprd.folder.toml_table import BundleError
+from swiprd.folder.spec import Activation, Preprocess, load_spec
+from swiprd.folder.toml_table import SpecError
 from swiprd.folder.trusted_programs import Code
 from swiprd.inference import decode
 from swiprd.inference.model import load_model, probabilities
@@ -43,12 +43,12 @@ def prove(folder: Path, trusted: Code | None = None) -> Answer:
         NotProven: it does not load, or its answers are no numbers.
     """
     try:
-        loaded = load_model(load_bundle(folder), trusted)
+        loaded = load_model(load_spec(folder), trusted)
         begin = time.perf_counter()
-        crops = decode.decode(_picture(), loaded.bundle.preprocess)
+        crops = decode.decode(_picture(), loaded.spec.preprocess)
         row = probabilities(loaded, crops.unsqueeze(0))[0]
         seconds = time.perf_counter() - begin
-    except BundleError as error:
+    except SpecError as error:
         raise NotProven(str(error)) from None
     except Exception as error:
         # The module itself gives up, such as a pooling that finds nothing left of small crops; a
@@ -83,7 +83,7 @@ def try_program(
         crops = torch.cat([decode.decode(_picture(seed), preprocess) for seed in range(3)])
         with torch.inference_mode():
             outputs = program(crops)
-    except BundleError as error:
+    except SpecError as error:
         raise NotWeights(str(error).replace("--crop: preprocess.crop:", "--crop:")) from None
     except Exception as error:  # a script's assert, an export's guard: nearly anything
         raise NotWeights(f"{file}: fails on pictures: {_first_line(error)}") from error

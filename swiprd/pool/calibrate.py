@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from swiprd.config import Settings
-from swiprd.folder.spec import Bundle
+from swiprd.folder.spec import ModelSpec
 from swiprd.pool.supervisor import Shape, Supervisor
 from swiprd.pool.trials import Interrupted, Measurements
 from swiprd.system.log import log
@@ -29,19 +29,19 @@ _BATCHES = (2, 4, 8)
 _MOST_WORKERS = 8
 
 
-def choose_shape(settings: Settings, bundle: Bundle) -> Shape:
+def choose_shape(settings: Settings, spec: ModelSpec) -> Shape:
     """The shape to begin with: what is told, else what was measured, else one worker on all."""
-    told = _told(settings, bundle) | {"alone": settings.threads or bundle.serve.threads}
-    found = _remembered(settings, bundle) or _shape(1, _cores(), 1)
+    told = _told(settings, spec) | {"alone": settings.threads or spec.serve.threads}
+    found = _remembered(settings, spec) or _shape(1, _cores(), 1)
     return replace(found, **{key: value for key, value in told.items() if value is not None})
 
 
 async def calibrate(
-    staff: Supervisor, bundle: Bundle, settings: Settings, quiet: Callable[[], bool]
+    staff: Supervisor, spec: ModelSpec, settings: Settings, quiet: Callable[[], bool]
 ) -> None:
     """Find the fastest shape, have the pool take it, and remember it."""
-    told = _told(settings, bundle)
-    if None not in told.values() or _remembered(settings, bundle) is not None:
+    told = _told(settings, spec)
+    if None not in told.values() or _remembered(settings, spec) is not None:
         return
     measurements = Measurements(staff, quiet)
     try:
@@ -53,7 +53,7 @@ async def calibrate(
         " %.1f images/s",
         *(best.workers, best.threads, best.alone, best.batch, rate),
     )
-    _remember(settings, bundle, best, measurements.figures)
+    _remember(settings, spec, best, measurements.figures)
     staff.reshape(best)
 
 
@@ -107,11 +107,11 @@ def _shape(workers: int, threads: int, batch: int) -> Shape:
     return Shape(workers=workers, threads=threads, batch=batch, alone=threads)
 
 
-def _told(settings: Settings, bundle: Bundle) -> dict[str, int | None]:
+def _told(settings: Settings, spec: ModelSpec) -> dict[str, int | None]:
     return {
-        "workers": settings.workers or bundle.serve.workers,
-        "threads": settings.threads or bundle.serve.threads,
-        "batch": settings.batch or bundle.serve.batch,
+        "workers": settings.workers or spec.serve.workers,
+        "threads": settings.threads or spec.serve.threads,
+        "batch": settings.batch or spec.serve.batch,
     }
 
 
@@ -119,15 +119,15 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _file(settings: Settings, bundle: Bundle) -> Path:
+def _file(settings: Settings, spec: ModelSpec) -> Path:
     """Where the figures for this model on this host are kept: a new key forgets the old ones."""
-    digest = hashlib.sha256(bundle.file.read_bytes())
-    stat = bundle.weights.stat()
-    told = _told(settings, bundle)
+    digest = hashlib.sha256(spec.file.read_bytes())
+    stat = spec.weights.stat()
+    told = _told(settings, spec)
     digest.update(repr((stat.st_size, stat.st_mtime_ns, told, settings.device)).encode())
     digest.update(repr((_cores(), _processor(), _torch_version())).encode())
     assert settings.cache is not None
-    return settings.cache / f"{bundle.name}-{digest.hexdigest()[:16]}.json"
+    return settings.cache / f"{spec.name}-{digest.hexdigest()[:16]}.json"
 
 
 def _processor() -> str:
@@ -145,9 +145,9 @@ def _torch_version() -> str:
         return ""
 
 
-def _remembered(settings: Settings, bundle: Bundle) -> Shape | None:
+def _remembered(settings: Settings, spec: ModelSpec) -> Shape | None:
     try:
-        kept: Any = json.loads(_file(settings, bundle).read_text())["shape"]
+        kept: Any = json.loads(_file(settings, spec).read_text())["shape"]
         shape = Shape(**kept)
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -156,7 +156,7 @@ def _remembered(settings: Settings, bundle: Bundle) -> Shape | None:
 
 
 def _remember(
-    settings: Settings, bundle: Bundle, shape: Shape, figures: dict[Shape, float]
+    settings: Settings, spec: ModelSpec, shape: Shape, figures: dict[Shape, float]
 ) -> None:
     kept = {
         "shape": asdict(shape),
@@ -171,7 +171,7 @@ def _remember(
         ],
     }
     try:
-        file = _file(settings, bundle)
+        file = _file(settings, spec)
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         fresh = file.with_suffix(".new")
         fresh.write_text(json.dumps(kept, indent=1))

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from swiprd.folder.spec import Bundle
+from swiprd.folder.spec import ModelSpec
 
 
-def describe_model(bundle: Bundle, described: dict[str, Any]) -> dict[str, object]:
+def describe_model(spec: ModelSpec, described: dict[str, Any]) -> dict[str, object]:
     """The model that serves, from its folder and from what the forkserver says of it."""
-    preprocess = bundle.preprocess
+    preprocess = spec.preprocess
     return {
-        "name": bundle.name,
+        "name": spec.name,
         "model": described["model"],
-        "architecture": bundle.architecture,
+        "architecture": spec.architecture,
         "labels": described["labels"],
-        "thresholds": bundle.thresholds,
-        "activation": bundle.activation,
+        "thresholds": spec.thresholds,
+        "activation": spec.activation,
         "input": {
             "resize": preprocess.resize,
             "edge": preprocess.edge,
@@ -25,6 +25,6 @@ def describe_model(bundle: Bundle, described: dict[str, Any]) -> dict[str, objec
             "exact": not preprocess.draft,
         },
         "device": described["device"],
-        "folder": str(bundle.folder),
+        "folder": str(spec.folder),
         "versions": described["versions"],
     }

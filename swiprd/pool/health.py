@@ -15,7 +15,7 @@ from swiprd.system.attachment import Attachment
 from swiprd.system.memfd import sealed_memfd
 
 
-class Probe:
+class HealthCheck:
     """Gives the canary to a worker, at once.
 
     Args:
@@ -86,4 +86,4 @@ class Probe:
 
 
 def _unused(_job: Job, _outcome: dict[str, object] | SwiprError) -> None:
-    """A canary ends in its `Probe`."""
+    """A canary ends in its `HealthCheck`."""

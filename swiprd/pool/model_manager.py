@@ -15,7 +15,7 @@ from typing import Protocol
 from swiprctl.errors import LoadingFailed, ShuttingDown, SwiprError
 from swiprd.config import Settings
 from swiprd.folder.edits import Edits
-from swiprd.folder.spec import Bundle
+from swiprd.folder.spec import ModelSpec
 from swiprd.pool.calibrate import calibrate
 from swiprd.pool.description import describe_model
 from swiprd.pool.pool import Owner, Pool
@@ -51,7 +51,7 @@ class Court(Owner, Protocol):
         """Whether nobody asks for anything: a time to calibrate."""
 
 
-class Succession:
+class ModelManager:
     """Make it and `start()`; `pool` is whoever serves.
 
     Args:
@@ -61,7 +61,7 @@ class Succession:
         fault: why no model can be loaded at all; empty where one can be tried.
 
     Attributes:
-        pool, bundle: None where no model serves.
+        pool, spec: None where no model serves.
         pools: those that have processes, with those that drain after a reload.
         reason: a line for people on `phase`.
         reload_error: why the last reload failed; empty where it did not.
@@ -89,9 +89,9 @@ class Succession:
         self._reloading = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self.pool: Pool | None = None
-        self.bundle: Bundle | None = None
+        self.spec: ModelSpec | None = None
         self.pools: set[Pool] = set()
-        self._bundles: dict[Pool, Bundle] = {}  # of those that have served and may still answer
+        self._specs: dict[Pool, ModelSpec] = {}  # of those that have served and may still answer
         self.phase = Phase.LOADING
         self.reason = ""
         self.reload_error = ""
@@ -138,7 +138,7 @@ class Succession:
         if (failed or self.phase is Phase.READY) and self.edits.noticed(failed=failed):
             raise ShuttingDown("the model has been edited: the next daemon reads it anew", 0.1)
 
-    def current(self) -> tuple[Pool, Bundle]:
+    def current(self) -> tuple[Pool, ModelSpec]:
         """Return who serves, and from which folder.
 
         Raises:
@@ -146,9 +146,9 @@ class Succession:
             ShuttingDown: it has been edited.
         """
         self.require_unedited()
-        if self.pool is None or self.bundle is None:
+        if self.pool is None or self.spec is None:
             raise LoadingFailed(self.reason or "the model is being loaded", 1.0)
-        return self.pool, self.bundle
+        return self.pool, self.spec
 
     def describe(self) -> dict[str, object]:
         """What `model` answers.
@@ -156,9 +156,9 @@ class Succession:
         Raises:
             LoadingFailed: there is no model.
         """
-        pool, bundle = self.current()
+        pool, spec = self.current()
         return {
-            **describe_model(bundle, pool.staff.described),
+            **describe_model(spec, pool.staff.described),
             "max_timeout": self._settings.ceiling,
         }
 
@@ -170,10 +170,10 @@ class Succession:
         """
         if known is None or known == row["model"]:
             return row
-        for pool, bundle in self._bundles.items():
+        for pool, spec in self._specs.items():
             if pool.staff.described["model"] == row["model"]:
                 labels = pool.staff.described["labels"]
-                return {**row, "labels": labels, "thresholds": bundle.thresholds}
+                return {**row, "labels": labels, "thresholds": spec.thresholds}
         return row
 
     def status(self) -> dict[str, object]:
@@ -195,8 +195,8 @@ class Succession:
             if replaces:
                 self._on_reload(True, self.reason)
             try:
-                pool, bundle = await self._load()
-                self._install(pool, bundle)
+                pool, spec = await self._load()
+                self._install(pool, spec)
                 return {"model": pool.staff.described["model"]}
             except LoadingFailed as error:
                 self._reload_failed(error)
@@ -241,7 +241,7 @@ class Succession:
                 else:
                     return
 
-    async def _load(self) -> tuple[Pool, Bundle]:
+    async def _load(self) -> tuple[Pool, ModelSpec]:
         if self._fault:
             raise LoadingFailed(self._fault)
         try:
@@ -253,12 +253,12 @@ class Succession:
             log.error("the model cannot be loaded: %r", error, exc_info=error)
             raise LoadingFailed(f"{self._settings.model}: {error!r}") from error
 
-    async def _read(self) -> tuple[Pool, Bundle]:
+    async def _read(self) -> tuple[Pool, ModelSpec]:
         """Load the folder; again where it was edited meanwhile: who waits may have asked since."""
         for left in reversed(range(_READS)):
             self.edits.reading()
             try:
-                pool, bundle = await load(self._settings, self._court, self._ids, self.pools)
+                pool, spec = await load(self._settings, self._court, self._ids, self.pools)
             except LoadingFailed:
                 if not left or not self.edits.stale():
                     raise
@@ -266,11 +266,11 @@ class Succession:
                 if not left or not self.edits.stale():
                     break
                 await close(pool, self.pools)
-        return pool, bundle
+        return pool, spec
 
-    def _install(self, pool: Pool, bundle: Bundle) -> None:
-        old, self.pool, self.bundle = self.pool, pool, bundle
-        self._bundles = {p: b for p, b in self._bundles.items() if p in self.pools} | {pool: bundle}
+    def _install(self, pool: Pool, spec: ModelSpec) -> None:
+        old, self.pool, self.spec = self.pool, pool, spec
+        self._specs = {p: b for p, b in self._specs.items() if p in self.pools} | {pool: spec}
         self.edits.settle()
         if old is not None:
             self._spawn(self._retire(old))
@@ -278,7 +278,7 @@ class Succession:
         if self.phase is not Phase.DRAINING:
             self._enter(Phase.READY, f"serving {pool.staff.described['model']}")
         self._court.installed(pool)
-        self._spawn(calibrate(pool.staff, bundle, self._settings, self._court.is_quiet))
+        self._spawn(calibrate(pool.staff, spec, self._settings, self._court.is_quiet))
 
     async def _retire(self, pool: Pool) -> None:
         """Let a replaced pool end what it runs; deadlines bound that."""

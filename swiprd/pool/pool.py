@@ -17,8 +17,8 @@ from swiprd.pool import stragglers
 from swiprd.pool.deaths import Death, Fault
 from swiprd.pool.handles import Worker
 from swiprd.pool.job import Job
-from swiprd.pool.recycling import Wear
-from swiprd.pool.stragglers import Usual
+from swiprd.pool.recycling import RecyclingLimits
+from swiprd.pool.stragglers import UsualTime
 from swiprd.pool.supervisor import Shape, Supervisor
 from swiprd.system.proc import is_stopped, processor_time
 
@@ -78,13 +78,13 @@ class Pool:
         canary: Callable[[dict[str, Any]], Canary],
         ids: Iterator[int],
         memory: int | None,
-        wear: Wear,
+        wear: RecyclingLimits,
     ) -> None:
         self._owner = owner
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._running: dict[int, Worker] = {}
-        self._usual = Usual()
+        self._usual = UsualTime()
         self._drained: asyncio.Event | None = None
         self.staff = Supervisor(
             self,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wear:
+class RecyclingLimits:
     """What a worker may do before it is replaced; 0 for either: whatever it likes.
 
     Attributes:

@@ -11,11 +11,11 @@ from pathlib import Path
 from swiprctl.errors import LoadingFailed
 from swiprd.config import Settings
 from swiprd.folder.canary_image import canary_of
-from swiprd.folder.spec import Bundle, load_bundle
-from swiprd.folder.toml_table import BundleError
+from swiprd.folder.spec import ModelSpec, load_spec
+from swiprd.folder.toml_table import SpecError
 from swiprd.pool.calibrate import choose_shape
 from swiprd.pool.pool import Owner, Pool
-from swiprd.pool.recycling import Wear
+from swiprd.pool.recycling import RecyclingLimits
 from swiprd.system.log import log
 
 Signature = tuple[tuple[str, int, int], ...]
@@ -23,7 +23,7 @@ Signature = tuple[tuple[str, int, int], ...]
 
 async def load(
     settings: Settings, owner: Owner, ids: Iterator[int], pools: set[Pool]
-) -> tuple[Pool, Bundle]:
+) -> tuple[Pool, ModelSpec]:
     """Start a pool on the model's folder and see it answer.
 
     Args:
@@ -33,15 +33,15 @@ async def load(
         LoadingFailed: with the reason; nothing of the pool is left.
     """
     try:
-        bundle = load_bundle(settings.model)
-        canary = canary_of(bundle)
-    except BundleError as error:
+        spec = load_spec(settings.model)
+        canary = canary_of(spec)
+    except SpecError as error:
         raise LoadingFailed(str(error)) from None
     pool = Pool(
         owner,
-        folder=str(bundle.folder),
+        folder=str(spec.folder),
         device=settings.device,
-        shape=choose_shape(settings, bundle),
+        shape=choose_shape(settings, spec),
         limits={
             "max_bytes": settings.max_image,
             "max_pixels": settings.max_pixels,
@@ -50,7 +50,7 @@ async def load(
         canary=lambda described: replace(canary, classes=len(described["labels"])),
         ids=ids,
         memory=settings.worker_memory,
-        wear=Wear(requests=settings.max_requests, growth=settings.max_growth),
+        wear=RecyclingLimits(requests=settings.max_requests, growth=settings.max_growth),
     )
     pools.add(pool)
     try:
@@ -59,13 +59,13 @@ async def load(
         pool.staff.kill()
         await close(pool, pools)
         raise LoadingFailed(
-            f"{bundle.file}: the model did not answer within {settings.load_timeout:g} s"
+            f"{spec.file}: the model did not answer within {settings.load_timeout:g} s"
         ) from None
     except BaseException:
         await close(pool, pools)
         raise
     log.info("%s has answered the canary", pool.staff.described["model"])
-    return pool, bundle
+    return pool, spec
 
 
 async def close(pool: Pool, pools: set[Pool]) -> None:

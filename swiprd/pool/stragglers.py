@@ -27,7 +27,7 @@ _BLOCKED = 0.05  # of the time at most: whoever computes gets more, unless 40 sh
 _HURRY = 3.0  # by how much sooner, where nobody can stand in any more: it is tried again later
 
 
-class Usual:
+class UsualTime:
     """What a batch usually takes."""
 
     def __init__(self) -> None:

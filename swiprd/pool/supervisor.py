@@ -20,9 +20,9 @@ from swiprd.folder.canary import Canary
 from swiprd.pool import stragglers
 from swiprd.pool.deaths import Death, Fault, death_of
 from swiprd.pool.handles import Forkserver, Worker
-from swiprd.pool.health import Probe
+from swiprd.pool.health import HealthCheck
 from swiprd.pool.job import Job
-from swiprd.pool.recycling import Wear
+from swiprd.pool.recycling import RecyclingLimits
 from swiprd.pool.states import Backoff, State
 from swiprd.pool.thread_choice import Threads
 from swiprd.system.log import log
@@ -100,7 +100,7 @@ class Supervisor:
         canary: Callable[[dict[str, Any]], Canary],
         ids: Iterator[int],
         memory: int | None,
-        wear: Wear,
+        wear: RecyclingLimits,
     ) -> None:
         self._employer = employer
         self._folder = folder
@@ -374,7 +374,7 @@ class Supervisor:
         """Have a worker run the canary; without its right answer it is not kept."""
         assert self.canary is not None
         try:
-            Probe(
+            HealthCheck(
                 worker,
                 self.canary,
                 job_id=next(self._ids),
@@ -418,7 +418,7 @@ class Supervisor:
     # --- what workers do
 
     def _replied(self, worker: Worker, job: Job, reply: Reply) -> None:
-        if isinstance(job.owner, Probe):
+        if isinstance(job.owner, HealthCheck):
             job.owner.replied(reply)
         else:
             self._employer.replied(job, reply)
@@ -457,7 +457,7 @@ class Supervisor:
     def _leave(self, jobs: list[Job], death: Death) -> None:
         rest = []
         for job in jobs:
-            if isinstance(job.owner, Probe):
+            if isinstance(job.owner, HealthCheck):
                 job.owner.lost(death.how)
             else:
                 rest.append(job)

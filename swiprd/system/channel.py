@@ -46,7 +46,7 @@ class Channel:
         reserve: asked with a number of bytes before a frame larger than a read is buffered, and
             told with the same number negated when it no longer is; a False refuses the frame.
         ask: given what there is to be done for the peer, does it now or sees to it that it is done
-            later; see `Turns.ask`. At once, where there is none.
+            later; see `FairShare.ask`. At once, where there is none.
         take: called where a descriptor waits to be received, with the socket, the number of bytes
             up to the end of its message, and whom to call when the socket can be read again, with
             the error that ends the connection, if one does. Gives the attachment of those bytes'

@@ -10,7 +10,7 @@ import torch
 from modelfolders import make_folder
 from PIL import Image
 
-from swiprd.folder.spec import load_bundle
+from swiprd.folder.spec import load_spec
 from swiprd.inference import decode, model
 
 NEAR = 1e-4
@@ -52,13 +52,13 @@ class Pictures:
     def __init__(self, folder: Path, model_folder: Path, *, count: int, seed: int) -> None:
         folder.mkdir(parents=True)
         torch.set_num_threads(1)
-        loaded = model.load_model(load_bundle(model_folder))
+        loaded = model.load_model(load_spec(model_folder))
         rng = np.random.default_rng(seed)
         self.files: list[Path] = []
         self.rows = np.empty((0, len(loaded.labels)))
         while len(self.files) < count:
             data = _picture(rng)
-            crops = decode.decode(data, loaded.bundle.preprocess)
+            crops = decode.decode(data, loaded.spec.preprocess)
             row = model.probabilities(loaded, crops[None])[0].double().numpy()
             if any(_difference(row, other) < _APART for other in self.rows):
                 continue

@@ -17,7 +17,7 @@ from modelfolders import make_folder, make_module, photo
 from swiprd import trust
 from swiprd.check import check as swiprd_check
 from swiprd.folder.model_id import identify
-from swiprd.folder.spec import load_bundle
+from swiprd.folder.spec import load_spec
 from swiprd.inference import decode
 from swiprd.inference.model import load_model, probabilities
 
@@ -74,14 +74,14 @@ def test_a_model_that_works(
     monkeypatch.chdir(folder)
     out, err, status = check(capfd, folder, "a.jpg", "none.jpg", "labels.txt", "b.jpg")
     said = {key: value.strip() for key, value in told(out).items()}
-    bundle = load_bundle(folder)
+    spec = load_spec(folder)
     digest = hashlib.sha256((folder / "weights.pth").read_bytes()).hexdigest()
     timings = {key: said.pop(key) for key in list(said) if key.endswith(" took")}
     assert timings.keys() == {"load took", "decode took", "infer took"}
     assert all(0 < float(value.removesuffix(" ms")) < 60_000 for value in timings.values())
     assert said == {
         "name": "tiny",
-        "model": identify(bundle),
+        "model": identify(spec),
         "architecture": "shufflenet_v2_x0_5",
         "parameters": "352042",
         "carries code": "no",
@@ -94,11 +94,11 @@ def test_a_model_that_works(
         "threads": str(torch.get_num_threads()),
         "forward pass": "ok",
     }
-    loaded = load_model(bundle)
+    loaded = load_model(spec)
     rows = out.partition("\n\n")[2].splitlines()
     for name, row in zip(("a.jpg", "b.jpg"), rows, strict=True):
         path, *numbers = row.split(",")
-        crops = decode.decode((folder / name).read_bytes(), bundle.preprocess)
+        crops = decode.decode((folder / name).read_bytes(), spec.preprocess)
         expected = probabilities(loaded, crops.unsqueeze(0))[0]
         assert path == name
         found = torch.tensor([float(number) for number in numbers])

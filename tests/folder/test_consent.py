@@ -20,8 +20,8 @@ from torch import nn
 
 from swiprctl.errors import LoadingFailed
 from swiprd.folder import consent, trusted_programs
-from swiprd.folder.spec import load_bundle
-from swiprd.folder.toml_table import BundleError
+from swiprd.folder.spec import load_spec
+from swiprd.folder.toml_table import SpecError
 from swiprd.folder.trusted_programs import Code, NoRecord
 from swiprd.inference.model import load_model
 
@@ -97,8 +97,8 @@ def run(*arguments: object, module: str = "swiprd") -> tuple[int, str, str]:
 
 
 def refusal(folder: Path) -> str:
-    with pytest.raises(BundleError) as caught:
-        load_model(load_bundle(folder))
+    with pytest.raises(SpecError) as caught:
+        load_model(load_spec(folder))
     return str(caught.value)
 
 
@@ -141,7 +141,7 @@ class TestAStrangersFolder:
 
     def test_what_is_changed_afterwards_is_not_trusted(self, stranger: Path) -> None:
         run("trust", stranger)
-        load_model(load_bundle(stranger))
+        load_model(load_spec(stranger))
         file = stranger / "program.pt"
         data = bytearray(file.read_bytes())
         data[-1] ^= 1
@@ -163,7 +163,7 @@ class TestAStrangersFolder:
     def test_a_folder_that_others_can_write_does_not_matter_then(self, stranger: Path) -> None:
         run("trust", stranger)
         stranger.chmod(0o777)
-        load_model(load_bundle(stranger))
+        load_model(load_spec(stranger))
 
 
 @pytest.mark.usefixtures("home")
@@ -181,7 +181,7 @@ class TestWhatIsHashedIsWhatIsLoaded:
             evil.rename(file)
             return read()
 
-        bundle = load_bundle(stranger)
+        spec = load_spec(stranger)
         loaded = consent.is_known
 
         def swap_after(code: Code, known: frozenset[Code]) -> bool:
@@ -192,7 +192,7 @@ class TestWhatIsHashedIsWhatIsLoaded:
             return answer
 
         monkeypatch.setattr(consent, "is_known", swap_after)
-        load_model(bundle)  # what was digested was loaded, or this would be no program
+        load_model(spec)  # what was digested was loaded, or this would be no program
         monkeypatch.undo()
         assert "swiprd trust" in refusal(stranger)
         monkeypatch.setattr(trusted_programs, "read", swap_and_read)
@@ -245,7 +245,7 @@ class TestRootsFolders:
     def test_what_only_root_can_write_is_trusted(self, stranger: Path, roots: Path) -> None:
         assert "swiprd trust" in refusal(stranger)
         stranger.rename(roots / "birds")
-        load_model(load_bundle(roots / "birds"))
+        load_model(load_spec(roots / "birds"))
         (roots / "birds").chmod(0o777)
         found = refusal(roots / "birds")
         assert found.endswith(f"(to trust it: chmod go-w {roots / 'birds'})")
@@ -253,7 +253,7 @@ class TestRootsFolders:
     @pytest.mark.usefixtures("home")
     def test_by_a_link_that_root_has_put_there(self, stranger: Path, roots: Path) -> None:
         (roots / "birds").symlink_to(stranger)
-        load_model(load_bundle(roots / "birds"))
+        load_model(load_spec(roots / "birds"))
         assert "swiprd trust" in refusal(stranger)
         assert "swiprd trust" in refusal(roots / ".." / stranger.name), "that is not below it"
 

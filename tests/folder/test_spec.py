@@ -1,4 +1,4 @@
-"""bundle.py: what a model.toml means, and the sentence for every way to get it wrong."""
+"""spec.py: what a model.toml means, and the sentence for every way to get it wrong."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import pytest
 from swiprd.folder.model_id import digest_weights, identify
 from swiprd.folder.spec import (
     IMAGENET_MEAN,
-    Bundle,
     Canary,
+    ModelSpec,
     Preprocess,
     Serve,
-    load_bundle,
+    load_spec,
 )
-from swiprd.folder.toml_table import MOST, BundleError
+from swiprd.folder.toml_table import MOST, SpecError
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -51,15 +51,15 @@ def write(folder: Path, text: str) -> None:
 
 def refusal(folder: Path) -> str:
     """Return the error's text, with the folder cut off its beginning."""
-    with pytest.raises(BundleError) as caught:
-        load_bundle(folder)
+    with pytest.raises(SpecError) as caught:
+        load_spec(folder)
     text = str(caught.value)
     assert text.startswith(f"{folder}/")
     return text.replace(str(folder), "").removeprefix("/")
 
 
 def test_a_plain_file_has_torchvisions_recipe(folder: Path) -> None:
-    assert load_bundle(folder) == Bundle(
+    assert load_spec(folder) == ModelSpec(
         folder=folder,
         name="chexnet",
         architecture="densenet121",
@@ -108,10 +108,10 @@ image = "canary.jpg"
 probabilities = [0.25, 1]
 """,
     )
-    bundle = load_bundle(folder)
-    assert bundle.sha256 == "0f" * 32
-    assert (bundle.head, bundle.match, bundle.thresholds) == ("fastai", "order", (0.25, 1.0))
-    assert bundle.preprocess == Preprocess(
+    spec = load_spec(folder)
+    assert spec.sha256 == "0f" * 32
+    assert (spec.head, spec.match, spec.thresholds) == ("fastai", "order", (0.25, 1.0))
+    assert spec.preprocess == Preprocess(
         resize=1024,
         edge="long",
         enlarge=False,
@@ -126,33 +126,33 @@ probabilities = [0.25, 1]
         mean=(0.0, 0.5, 1.0),
         std=(1.0, 0.5, 0.25),
     )
-    assert bundle.preprocess.crop_count == 12
-    assert bundle.serve == Serve(workers=2, threads=1, batch=8)
-    assert bundle.canary == Canary(image=folder / "canary.jpg", probabilities=(0.25, 1.0))
+    assert spec.preprocess.crop_count == 12
+    assert spec.serve == Serve(workers=2, threads=1, batch=8)
+    assert spec.canary == Canary(image=folder / "canary.jpg", probabilities=(0.25, 1.0))
 
 
 def test_resize_0_keeps_the_size(folder: Path) -> None:
     write(folder, PLAIN + "[preprocess]\nresize = 0\ncrops = 'ten'\n")
-    assert load_bundle(folder).preprocess == Preprocess(resize=None, crops="ten")
-    assert load_bundle(folder).preprocess.crop_count == 10
+    assert load_spec(folder).preprocess == Preprocess(resize=None, crops="ten")
+    assert load_spec(folder).preprocess.crop_count == 10
 
 
 def test_a_bundle_is_frozen(folder: Path) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        load_bundle(folder).name = "other"  # type: ignore[misc]
+        load_spec(folder).name = "other"  # type: ignore[misc]
 
 
 def test_imagenet_labels_and_a_canary_without_an_answer(folder: Path) -> None:
     write(folder, PLAIN.replace("labels.txt", "imagenet") + '[canary]\nimage = "canary.jpg"\n')
-    bundle = load_bundle(folder)
-    assert bundle.labels == "imagenet"
-    assert bundle.canary == Canary(image=folder / "canary.jpg")
+    spec = load_spec(folder)
+    assert spec.labels == "imagenet"
+    assert spec.canary == Canary(image=folder / "canary.jpg")
 
 
 def test_outputs_without_an_activation_may_be_any_number(folder: Path) -> None:
     toml = PLAIN.replace("sigmoid", "none")
     write(folder, toml + '[canary]\nimage = "canary.jpg"\nprobabilities = [-3.5, 12]\n')
-    canary = load_bundle(folder).canary
+    canary = load_spec(folder).canary
     assert canary is not None
     assert canary.probabilities == (-3.5, 12.0)
 
@@ -161,13 +161,13 @@ def test_files_may_be_in_subfolders_and_behind_links(folder: Path, tmp_path: Pat
     (folder / "sub").mkdir()
     (folder / "sub" / "link.pth").symlink_to(tmp_path / "weights.pth")
     write(folder, PLAIN.replace("weights.pth", "sub/link.pth"))
-    assert load_bundle(folder).weights == folder / "sub" / "link.pth"
+    assert load_spec(folder).weights == folder / "sub" / "link.pth"
 
 
 @pytest.mark.parametrize("text", ["cat\ndog", "cat\r\ndog\r\n", "\ufeffcat\ndog\n", " cat \ndog\n"])
 def test_labels_as_editors_write_them(folder: Path, text: str) -> None:
     (folder / "labels.txt").write_bytes(text.encode())
-    assert load_bundle(folder).labels == ("cat", "dog")
+    assert load_spec(folder).labels == ("cat", "dog")
 
 
 NAME = "up to 64 of A-Z a-z 0-9 . _ -, a letter or digit first"
@@ -388,12 +388,12 @@ def test_what_is_no_regular_file_is_not_waited_for(folder: Path, name: str) -> N
 LOAD = """
 import signal, sys
 from pathlib import Path
-from swiprd.folder.spec import load_bundle
-from swiprd.folder.toml_table import MOST, BundleError
+from swiprd.folder.spec import load_spec
+from swiprd.folder.toml_table import MOST, SpecError
 signal.alarm(10)
 try:
-    load_bundle(Path(sys.argv[1]))
-except BundleError as error:
+    load_spec(Path(sys.argv[1]))
+except SpecError as error:
     print(error)
 """
 
@@ -435,8 +435,8 @@ def test_a_subfolder_that_is_closed() -> None:
 
 def test_the_error_carries_its_parts_through_a_pickle(folder: Path) -> None:
     write(folder, PLAIN + "[preprocess]\ncrop = 'big'\n")
-    with pytest.raises(BundleError) as caught:
-        load_bundle(folder)
+    with pytest.raises(SpecError) as caught:
+        load_spec(folder)
     error = pickle.loads(pickle.dumps(caught.value))
     assert (error.file, error.key) == (folder / "model.toml", "preprocess.crop")
     assert (error.expected, error.found) == ("a whole number from 1 to 4096", '"big"')
@@ -449,10 +449,10 @@ def test_a_long_value_is_cut_short(folder: Path) -> None:
 
 
 def test_the_id_changes_with_everything_that_decides_the_answer(folder: Path) -> None:
-    bundle = load_bundle(folder)
-    first = identify(bundle)
+    spec = load_spec(folder)
+    first = identify(spec)
     assert re.fullmatch(r"chexnet@[0-9a-f]{12}", first)
-    assert identify(bundle) == first
+    assert identify(spec) == first
     seen = {first}
     for file, text in [
         ("weights.pth", "other weights"),
@@ -465,40 +465,40 @@ def test_the_id_changes_with_everything_that_decides_the_answer(folder: Path) ->
         ("model.toml", PLAIN + "[preprocess]\nresize = 224\n"),
     ]:
         (folder / file).write_text(text)
-        seen.add(identify(load_bundle(folder)))
+        seen.add(identify(load_spec(folder)))
     assert len(seen) == 9
 
 
 def test_the_id_stays_with_what_decides_no_answer(folder: Path) -> None:
-    before = identify(load_bundle(folder))
+    before = identify(load_spec(folder))
     write(
         folder,
         f'# a remark\n{PLAIN}sha256 = "{hashlib.sha256(b"weights").hexdigest()}"\n'
         "[serve]\nthreads = 2\n[canary]\nimage = 'canary.jpg'\n",
     )
-    assert identify(load_bundle(folder)) == before
+    assert identify(load_spec(folder)) == before
 
 
 def test_a_recorded_digest_is_believed_and_spares_reading_the_weights(folder: Path) -> None:
     recorded = hashlib.sha256(b"weights").hexdigest()
     write(folder, f'{PLAIN}sha256 = "{recorded}"\n')
-    bundle = load_bundle(folder)
-    assert digest_weights(bundle) == recorded
-    before = identify(bundle)
+    spec = load_spec(folder)
+    assert digest_weights(spec) == recorded
+    before = identify(spec)
     (folder / "weights.pth").write_bytes(b"changed behind our back")
-    assert identify(bundle) == before
-    assert digest_weights(bundle) != recorded
+    assert identify(spec) == before
+    assert digest_weights(spec) != recorded
 
 
 def test_weights_that_went_away(folder: Path) -> None:
-    bundle = load_bundle(folder)
+    spec = load_spec(folder)
     (folder / "weights.pth").unlink()
-    with pytest.raises(BundleError, match=r"weights.pth: expected a readable file, found No such"):
-        identify(bundle)
+    with pytest.raises(SpecError, match=r"weights.pth: expected a readable file, found No such"):
+        identify(spec)
 
 
 def test_imports_nothing_heavy() -> None:
-    script = "import sys, swiprd.bundle; print({'torch', 'numpy', 'PIL'} & set(sys.modules))"
+    script = "import sys, swiprd.folder.spec; print({'torch', 'numpy', 'PIL'} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=30
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from swiprd.front.fair_share import Turns
+from swiprd.front.fair_share import FairShare
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -21,8 +21,8 @@ def busy(seconds: float) -> None:
         pass
 
 
-async def together(*uids: int) -> Turns:
-    turns = Turns()
+async def together(*uids: int) -> FairShare:
+    turns = FairShare()
     for uid in uids:
         turns.join(uid)
     return turns

@@ -18,7 +18,7 @@ from swiprd.front.poison import Poison
 from swiprd.intake.recognition import recognise
 from swiprd.pool import stragglers
 from swiprd.pool.job import Job
-from swiprd.pool.stragglers import Usual
+from swiprd.pool.stragglers import UsualTime
 from swiprd.system.attachment import Identity
 from swiprd.system.memfd import sealed_memfd
 
@@ -156,7 +156,7 @@ class TestRecognition:
 
 
 def test_patience_follows_what_batches_take() -> None:
-    usual = Usual()
+    usual = UsualTime()
     assert usual.patience(100.0) == 0.5
     for _ in range(100):
         usual.learn(1.0)
@@ -168,7 +168,7 @@ def test_patience_follows_what_batches_take() -> None:
 
 
 def test_patience_is_shorter_where_nobody_can_stand_in() -> None:
-    usual = Usual()
+    usual = UsualTime()
     for _ in range(10):
         usual.learn(0.3)
     assert usual.patience(100.0) == pytest.approx(2.4)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from swiprd.folder.model_id import digest_weights
-from swiprd.folder.spec import Bundle, load_bundle
+from swiprd.folder.spec import ModelSpec, load_spec
 from swiprd.inference.decode import decode
 from swiprd.inference.model import LoadedModel, load_model, probabilities
 from swiprd.inference.preprocess import preprocess
@@ -45,15 +45,15 @@ BLURS = [
 
 
 @pytest.fixture(scope="module")
-def bundle() -> Bundle:
-    return load_bundle(recipe.HERE)
+def spec() -> ModelSpec:
+    return load_spec(recipe.HERE)
 
 
 @pytest.fixture(scope="module")
-def loaded(bundle: Bundle) -> Iterator[LoadedModel]:
+def loaded(spec: ModelSpec) -> Iterator[LoadedModel]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # Two wait for one another for minutes where cores are shared.
-    yield load_model(bundle)
+    yield load_model(spec)
     torch.set_num_threads(threads)
 
 
@@ -70,28 +70,28 @@ def _judge(loaded: LoadedModel, names: tuple[str, ...], condition: Condition) ->
     ]
 
 
-def test_weights_fit_the_named_architecture_strictly(bundle: Bundle) -> None:
-    network = import_torchvision().models.get_model(bundle.architecture, num_classes=2)
-    state = torch.load(bundle.weights, weights_only=True)
+def test_weights_fit_the_named_architecture_strictly(spec: ModelSpec) -> None:
+    network = import_torchvision().models.get_model(spec.architecture, num_classes=2)
+    state = torch.load(spec.weights, weights_only=True)
     network.load_state_dict(state, strict=True)
     floats = {value.dtype for value in state.values() if value.is_floating_point()}
     assert floats == {torch.float32}
-    assert bundle.weights.stat().st_size < 3e6
+    assert spec.weights.stat().st_size < 3e6
 
 
-def test_description_is_that_of_the_files(bundle: Bundle) -> None:
-    assert bundle.sha256 == digest_weights(bundle)
-    assert bundle.labels == recipe.LABELS == ("sharp", "blurred")
-    assert bundle.preprocess == recipe.PREPROCESS
-    assert bundle.canary is not None
-    assert 20_000 < bundle.canary.image.stat().st_size < 60_000
+def test_description_is_that_of_the_files(spec: ModelSpec) -> None:
+    assert spec.sha256 == digest_weights(spec)
+    assert spec.labels == recipe.LABELS == ("sharp", "blurred")
+    assert spec.preprocess == recipe.PREPROCESS
+    assert spec.canary is not None
+    assert 20_000 < spec.canary.image.stat().st_size < 60_000
 
 
 def test_canary_row(loaded: LoadedModel) -> None:
-    canary = loaded.bundle.canary
+    canary = loaded.spec.canary
     assert canary is not None
     assert canary.probabilities is not None
-    crops = decode(canary.image.read_bytes(), loaded.bundle.preprocess)
+    crops = decode(canary.image.read_bytes(), loaded.spec.preprocess)
     row = probabilities(loaded, crops[None])[0]
     assert row.tolist() == pytest.approx(canary.probabilities, abs=1e-4)
     assert row[0] > 0.9
@@ -105,7 +105,7 @@ def test_generated_photographs_of_unseen_scenes(loaded: LoadedModel) -> None:
     for index in range(60):
         label = index % 2
         taken = camera.photograph(rng, unseen, label, 320, camera.EVERYDAY)
-        crops = preprocess(Image.fromarray(taken), loaded.bundle.preprocess)
+        crops = preprocess(Image.fromarray(taken), loaded.spec.preprocess)
         scores[label].append(float(probabilities(loaded, crops[None])[0, 0]))
     assert area_under_curve(scores[camera.SHARP], scores[camera.BLURRED]) > 0.96
 
@@ -162,7 +162,7 @@ def test_retraining_writes_a_whole_model(tmp_path: Path) -> None:
 
     small = "--steps 4 --scenes 2 --closeups 1 --batch 4 --held-out 4 --workers 0 --threads 1"
     main([*small.split(), "--out", str(tmp_path)])
-    made = load_bundle(tmp_path)
+    made = load_spec(tmp_path)
     assert made.sha256 == digest_weights(made)
     assert made.preprocess == recipe.PREPROCESS
     assert made.canary is not None

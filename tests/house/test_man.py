@@ -96,5 +96,5 @@ def test_every_key_of_a_model() -> None:
     assert tables[::2] == list(kinds)
     for name, text in zip(tables[::2], tables[1::2], strict=True):
         assert words("Ic", text) == {one.name for one in fields(kinds[name])}, name
-    keys = {one.name for one in fields(spec.Bundle)} - {"folder", *kinds}
+    keys = {one.name for one in fields(spec.ModelSpec)} - {"folder", *kinds}
     assert words("Ic", head) == keys

@@ -19,8 +19,8 @@ from imagefiles import encoded, picture
 from PIL import Image
 from torch import nn
 
-from swiprd.folder.spec import load_bundle
-from swiprd.folder.toml_table import BundleError
+from swiprd.folder.spec import load_spec
+from swiprd.folder.toml_table import SpecError
 from swiprd.inference import architectures, decode
 from swiprd.inference.architectures import import_timm
 from swiprd.inference.model import LoadedModel, load_model, probabilities
@@ -122,8 +122,8 @@ def plain_outputs(module: nn.Module, state: dict[str, torch.Tensor], size: int) 
 
 def check_outputs(loaded: LoadedModel, expected: torch.Tensor, size: int) -> None:
     """As probabilities, the outputs of such weights are mostly 0 and 1: compare them as such."""
-    bundle = replace(loaded.bundle, activation="none")
-    rows = probabilities(replace(loaded, bundle=bundle), crops(size).unsqueeze(1))
+    spec = replace(loaded.spec, activation="none")
+    rows = probabilities(replace(loaded, spec=spec), crops(size).unsqueeze(1))
     assert rows.isfinite().all()
     assert (rows - expected).abs().max() < TOLERANCE * expected.abs().max()
     assert expected.std(dim=1).min() > 1e-2 * expected.abs().max(), "any weights would do"
@@ -144,7 +144,7 @@ def test_every_classifier_of_torchvision_answers(tmp_path: Path, name: str) -> N
     with Skeleton(meta=False):
         module = torchvision.models.get_model(name, num_classes=CLASSES, **options)
     state = random_state(module.state_dict())
-    loaded = load_model(load_bundle(make_folder(tmp_path / "model", name, state, size=size)))
+    loaded = load_model(load_spec(make_folder(tmp_path / "model", name, state, size=size)))
     check_outputs(loaded, plain_outputs(module, state, size), size)
 
 
@@ -154,7 +154,7 @@ def test_fastai_s_resnext101() -> None:
 
 
 def answer(loaded: LoadedModel, jpeg: bytes) -> torch.Tensor:
-    crops = decode.decode(jpeg, loaded.bundle.preprocess)
+    crops = decode.decode(jpeg, loaded.spec.preprocess)
     return probabilities(loaded, crops.unsqueeze(0))[0]
 
 
@@ -182,10 +182,10 @@ def test_chexnet_with_and_without_its_ten_crops(tmp_path: Path) -> None:
     toml = (folder / "model.toml").read_text()
     toml = toml.replace("softmax", "sigmoid").replace("crop = 64", "crop = 224")
     (folder / "model.toml").write_text(f'{toml}crops = "ten"\n')
-    ten = answer(load_model(load_bundle(folder)), encoded(image, "PNG"))
+    ten = answer(load_model(load_spec(folder)), encoded(image, "PNG"))
     assert torch.allclose(ten, each.mean(dim=0), rtol=0, atol=TOLERANCE)
     (folder / "model.toml").write_text(toml)
-    one = answer(load_model(load_bundle(folder)), encoded(image, "PNG"))
+    one = answer(load_model(load_spec(folder)), encoded(image, "PNG"))
     assert torch.allclose(one, each[4], rtol=0, atol=TOLERANCE)  # TenCrop's fifth is the centre
     assert (ten - one).abs().max() > 1e-3
 
@@ -200,8 +200,8 @@ def _file(image: Image.Image) -> Any:
 
 
 def refusal(folder: Path) -> str:
-    with pytest.raises(BundleError) as caught:
-        load_model(load_bundle(folder))
+    with pytest.raises(SpecError) as caught:
+        load_model(load_spec(folder))
     return str(caught.value).replace(f"{folder}/", "")
 
 
@@ -215,7 +215,7 @@ def test_safetensors_are_mapped_and_answer_alike(tmp_path: Path) -> None:
     module = torchvision.models.resnet18(num_classes=CLASSES)
     state = owned(random_state(module.state_dict()))
     folder = make_folder(tmp_path / "model", "resnet18", state, weights="weights.safetensors")
-    loaded = load_model(load_bundle(folder))
+    loaded = load_model(load_spec(folder))
     check_outputs(loaded, plain_outputs(module, state, 64), 64)
     mapped = [
         [int(end, 16) for end in line.split()[0].split("-")]
@@ -298,7 +298,7 @@ def test_timm_s_architectures_answer_as_timm_does(tmp_path: Path, name: str, siz
     module = timm.create_model(name, pretrained=False, num_classes=CLASSES, **options)
     state = random_state(module.state_dict())
     folder = make_folder(tmp_path / "model", f"timm:{name}", state, size=size)
-    loaded = load_model(load_bundle(folder))
+    loaded = load_model(load_spec(folder))
     check_outputs(loaded, plain_outputs(module, state, size), size)
     assert loaded.versions["timm"] == timm.__version__
 
@@ -324,7 +324,7 @@ def test_timm_s_own_transform_and_ours(tmp_path: Path) -> None:
     with torch.inference_mode():
         batch = create_transform(**config)(image.convert("RGB")).unsqueeze(0)
         expected = module.eval()(batch).softmax(dim=1)[0]
-    row = answer(load_model(load_bundle(folder)), encoded(image, "PNG"))
+    row = answer(load_model(load_spec(folder)), encoded(image, "PNG"))
     assert torch.allclose(row, expected, rtol=0, atol=TOLERANCE)
 
 
@@ -355,8 +355,8 @@ def test_timm_s_sizes_and_heads(tmp_path: Path) -> None:
     pytest.importorskip("timm")
     state = {"a": torch.zeros(1)}
     folder = make_folder(tmp_path / "model", "timm:swin_tiny_patch4_window7_224", state, size=65)
-    with pytest.raises(BundleError):
-        load_model(load_bundle(folder))
+    with pytest.raises(SpecError):
+        load_model(load_spec(folder))
     folder = make_folder(tmp_path / "model", "timm:resnet18", state, more='head = "fastai"')
     assert refusal(folder) == (
         'model.toml: head: expected default with timm:resnet18, found "fastai"'
@@ -369,11 +369,11 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from swiprd.inference.architectures import import_timm
-from swiprd.folder.spec import load_bundle
+from swiprd.folder.spec import load_spec
 from swiprd.inference.preprocess import preprocess
 from swiprd.inference.model import load_model, probabilities
 before = len(os.listdir("/proc/self/task"))
-loaded = load_model(load_bundle(Path(sys.argv[1])))
+loaded = load_model(load_spec(Path(sys.argv[1])))
 assert len(os.listdir("/proc/self/task")) == before, "a thread was started"
 if pid := os.fork():
     _, status = os.waitpid(pid, 0)

@@ -1,4 +1,4 @@
-"""images.py: equal to torchvision where torchvision has an answer, and a named error elsewhere."""
+"""decode.py: equal to torchvision where torchvision has an answer, and a named error elsewhere."""
 
 from __future__ import annotations
 

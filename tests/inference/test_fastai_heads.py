@@ -11,8 +11,8 @@ import torch
 from imagefiles import picture
 from torch import nn
 
-from swiprd.folder.spec import load_bundle
-from swiprd.folder.toml_table import BundleError
+from swiprd.folder.spec import load_spec
+from swiprd.folder.toml_table import SpecError
 from swiprd.inference import architectures
 from swiprd.inference.model import load_model, probabilities
 from swiprd.inference.torchvision_import import import_torchvision
@@ -149,7 +149,7 @@ def folder_of(
 
 def answers(folder: Path) -> torch.Tensor:
     """Answer the three pictures: [3, labels]."""
-    rows = probabilities(load_model(load_bundle(folder)), crops().unsqueeze(1))
+    rows = probabilities(load_model(load_spec(folder)), crops().unsqueeze(1))
     (folder / "weights.pth").unlink()  # pytest keeps three runs' folders
     return rows
 
@@ -320,8 +320,8 @@ def test_heads_of_every_make(
 
 
 def refusal(folder: Path) -> str:
-    with pytest.raises(BundleError) as caught:
-        load_model(load_bundle(folder))
+    with pytest.raises(SpecError) as caught:
+        load_model(load_spec(folder))
     return str(caught.value).replace(f"{folder}/", "")
 
 
@@ -394,7 +394,7 @@ def test_step_counts_are_ignored_on_either_side(tmp_path: Path) -> None:
         )
         if n % 2 or not name.endswith("num_batches_tracked")
     )
-    load_model(load_bundle(folder_of(tmp_path / "model", "resnet18", state)))
+    load_model(load_spec(folder_of(tmp_path / "model", "resnet18", state)))
 
 
 @pytest.mark.parametrize("name", ["vit_b_16", "googlenet", "shufflenet_v2_x0_5", "maxvit_t"])

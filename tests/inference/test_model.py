@@ -18,8 +18,8 @@ import torch
 from imagefiles import encoded, picture
 from PIL import Image
 
-from swiprd.folder.spec import Bundle, Preprocess, load_bundle
-from swiprd.folder.toml_table import BundleError
+from swiprd.folder.spec import ModelSpec, Preprocess, load_spec
+from swiprd.folder.toml_table import SpecError
 from swiprd.inference import architectures, decode, model, preprocess
 from swiprd.inference.model import LoadedModel, load_model, probabilities
 from swiprd.inference.torchvision_import import import_torchvision
@@ -97,7 +97,7 @@ def by_hand(module: torch.nn.Module, crops: str = "center", size: int = 224) -> 
 
 def answer(loaded: LoadedModel) -> torch.Tensor:
     """Answer the test's picture through decode.py and model.py: [labels]."""
-    crops = decode.decode(JPEG, loaded.bundle.preprocess)
+    crops = decode.decode(JPEG, loaded.spec.preprocess)
     return probabilities(loaded, crops.unsqueeze(0))[0]
 
 
@@ -110,7 +110,7 @@ def test_probabilities_equal_those_of_the_plain_recipe(tmp_path: Path, architect
     head = [one for one in module.modules() if isinstance(one, torch.nn.Linear)][-1]
     head.weight.data /= by_hand(module).std()
     torch.save(module.state_dict(), tmp_path / "model" / "weights.pth")
-    loaded = load_model(load_bundle(tmp_path / "model"))
+    loaded = load_model(load_spec(tmp_path / "model"))
     row = answer(loaded)
     assert (row.shape, row.dtype) == ((3,), torch.float32)
     assert torch.allclose(row, by_hand(module)[0].softmax(dim=0), rtol=0, atol=TOLERANCE)
@@ -134,7 +134,7 @@ def test_architectures_with_a_constructor_of_their_own(
     module = make_folder(
         tmp_path / "model", architecture, "none", preprocess=f"crop = {size}", **options
     )
-    row = answer(load_model(load_bundle(tmp_path / "model")))
+    row = answer(load_model(load_spec(tmp_path / "model")))
     assert torch.allclose(row, by_hand(module, size=size)[0], rtol=0, atol=TOLERANCE)
 
 
@@ -142,16 +142,16 @@ def test_architectures_with_a_constructor_of_their_own(
 def resnet(tmp_path_factory: pytest.TempPathFactory) -> tuple[LoadedModel, torch.nn.Module]:
     folder = tmp_path_factory.mktemp("resnet") / "model"
     module = make_folder(folder)
-    return load_model(load_bundle(folder)), module
+    return load_model(load_spec(folder)), module
 
 
 def changed(loaded: LoadedModel, activation: Any = None, **preprocess: Any) -> LoadedModel:
-    bundle = replace(
-        loaded.bundle,
-        activation=activation or loaded.bundle.activation,
-        preprocess=replace(loaded.bundle.preprocess, **preprocess),
+    spec = replace(
+        loaded.spec,
+        activation=activation or loaded.spec.activation,
+        preprocess=replace(loaded.spec.preprocess, **preprocess),
     )
-    return replace(loaded, bundle=bundle)
+    return replace(loaded, spec=spec)
 
 
 @pytest.mark.parametrize("crops", ["center", "five", "ten"])
@@ -196,7 +196,7 @@ def test_a_batch_answers_as_its_pictures_do_alone(
     loaded = changed(resnet[0], crops="grid", grid=(2, 3), crop=96, edge="long", pool="logits")
     crops = torch.stack(
         [
-            preprocess.preprocess(picture(90 * n, 200, seed=n), loaded.bundle.preprocess)
+            preprocess.preprocess(picture(90 * n, 200, seed=n), loaded.spec.preprocess)
             for n in (1, 2, 3)
         ]
     )
@@ -220,7 +220,7 @@ def test_what_a_loaded_model_says_of_itself(resnet: tuple[LoadedModel, torch.nn.
 def test_imagenet_labels_come_from_torchvision(tmp_path: Path) -> None:
     state = torchvision.models.squeezenet1_1(num_classes=1000).state_dict()
     make_folder(tmp_path / "model", "squeezenet1_1", state=state)
-    loaded = load_model(replace(load_bundle(tmp_path / "model"), labels="imagenet"))
+    loaded = load_model(replace(load_spec(tmp_path / "model"), labels="imagenet"))
     assert len(loaded.labels) == 1000
     assert loaded.labels[:2] == ("tench", "goldfish")
 
@@ -235,10 +235,10 @@ def test_devices_without_cuda() -> None:
 # --- refusals ---------------------------------------------------------------------------------
 
 
-def refusal(folder: Path, bundle: Bundle | None = None) -> str:
+def refusal(folder: Path, spec: ModelSpec | None = None) -> str:
     """Return the error's text without the folder in front."""
-    with pytest.raises(BundleError) as caught:
-        load_model(bundle or load_bundle(folder))
+    with pytest.raises(SpecError) as caught:
+        load_model(spec or load_spec(folder))
     return str(caught.value).replace(str(folder), "").removeprefix("/")
 
 
@@ -314,7 +314,7 @@ def test_checkpoints_without_step_counts_are_taken(tmp_path: Path) -> None:
     module = make_folder(tmp_path / "model")
     state = {k: v for k, v in module.state_dict().items() if "num_batches" not in k}
     torch.save(state, tmp_path / "model" / "weights.pth")
-    row = answer(load_model(load_bundle(tmp_path / "model")))
+    row = answer(load_model(load_spec(tmp_path / "model")))
     assert torch.allclose(row, by_hand(module)[0].softmax(dim=0), rtol=0, atol=TOLERANCE)
 
 
@@ -365,7 +365,7 @@ def test_the_legacy_format_is_refused_with_the_way_out(tmp_path: Path) -> None:
     )
     file = tmp_path / "model" / "weights.pth"
     torch.save(torch.load(file, weights_only=True), file)
-    load_model(load_bundle(tmp_path / "model"))
+    load_model(load_spec(tmp_path / "model"))
 
 
 def test_damaged_files(tmp_path: Path) -> None:
@@ -408,7 +408,7 @@ def test_nothing_is_said_of_the_pickles_protocol(
 ) -> None:
     module = make_folder(tmp_path / "model")
     torch.save(module.state_dict(), tmp_path / "model" / "weights.pth", pickle_protocol=3)
-    load_model(load_bundle(tmp_path / "model"))
+    load_model(load_spec(tmp_path / "model"))
     assert not [one for one in recwarn if "protocol" in str(one.message)]
 
 
@@ -424,8 +424,8 @@ def test_nothing_is_said_of_the_pickles_protocol(
 )
 def test_an_unknown_architecture(tmp_path: Path, name: str, expected: str) -> None:
     make_folder(tmp_path / "model")
-    bundle = replace(load_bundle(tmp_path / "model"), architecture=name)
-    found = refusal(tmp_path / "model", bundle)
+    spec = replace(load_spec(tmp_path / "model"), architecture=name)
+    found = refusal(tmp_path / "model", spec)
     if expected == "resnet50":  # the nearest may change with torchvision's list
         assert found.startswith("model.toml: architecture: expected ")
     else:
@@ -434,14 +434,14 @@ def test_an_unknown_architecture(tmp_path: Path, name: str, expected: str) -> No
 
 def test_detection_models_are_not_classifiers(tmp_path: Path) -> None:
     make_folder(tmp_path / "model")
-    bundle = replace(load_bundle(tmp_path / "model"), architecture="fasterrcnn_resnet50_fpn")
-    assert refusal(tmp_path / "model", bundle).startswith("model.toml: architecture: expected")
+    spec = replace(load_spec(tmp_path / "model"), architecture="fasterrcnn_resnet50_fpn")
+    assert refusal(tmp_path / "model", spec).startswith("model.toml: architecture: expected")
 
 
 def test_a_crop_that_the_architecture_cannot_take(tmp_path: Path) -> None:
     make_folder(tmp_path / "model", "vit_b_32")
-    bundle = replace(load_bundle(tmp_path / "model"), preprocess=Preprocess(crop=100))
-    assert refusal(tmp_path / "model", bundle).startswith(
+    spec = replace(load_spec(tmp_path / "model"), preprocess=Preprocess(crop=100))
+    assert refusal(tmp_path / "model", spec).startswith(
         "model.toml: preprocess.crop: expected a size that vit_b_32 takes, found 100 ("
     )
 
@@ -454,11 +454,11 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from swiprd.inference import decode
-from swiprd.folder.spec import load_bundle
+from swiprd.folder.spec import load_spec
 from swiprd.inference.model import load_model, probabilities
 folder = Path(sys.argv[1])
 before = len(os.listdir("/proc/self/task"))
-loaded = load_model(load_bundle(folder))
+loaded = load_model(load_spec(folder))
 assert len(os.listdir("/proc/self/task")) == before, "a thread was started"
 lines = Path("/proc/self/maps").read_text().splitlines()
 mapped = [line for line in lines if line.endswith(str(folder / "weights.pth"))]
@@ -475,7 +475,7 @@ if pid := os.fork():
 else:
     torch.set_num_threads(2)
     modules = set(sys.modules)
-    size = loaded.bundle.preprocess.crop
+    size = loaded.spec.preprocess.crop
     row = probabilities(loaded, torch.zeros(2, 1, 3, size, size))
     new = set(sys.modules) - modules
     os._exit(0 if row.shape == (2, 3) and not new else print(new, file=sys.stderr) or 3)

@@ -16,8 +16,8 @@ from torch import nn
 
 from swiprd import trust
 from swiprd.folder import consent
-from swiprd.folder.spec import load_bundle
-from swiprd.folder.toml_table import BundleError
+from swiprd.folder.spec import load_spec
+from swiprd.folder.toml_table import SpecError
 from swiprd.inference import model
 from swiprd.inference.model import load_model, probabilities
 from swiprd.inference.programs import load_torchscript
@@ -111,7 +111,7 @@ def expected(module: nn.Module) -> torch.Tensor:
 
 
 def answers(folder: Path) -> torch.Tensor:
-    return probabilities(load_model(load_bundle(folder)), crops().unsqueeze(1))
+    return probabilities(load_model(load_spec(folder)), crops().unsqueeze(1))
 
 
 def traced(folder: Path, module: nn.Module) -> None:
@@ -167,21 +167,21 @@ def test_an_exported_program_may_be_called_anything(
     """Links of caches lead to files that are called after their digests."""
     exported(folder, Net().eval(), 1, fixed=True)
     caplog.clear()
-    load_model(load_bundle(describe(folder, "export")))
+    load_model(load_spec(describe(folder, "export")))
     assert not [one for one in caplog.records if one.levelname == "WARNING"]
 
 
 def test_ten_crops_through_a_program_for_one_picture(folder: Path) -> None:
     module = Net().eval()
     exported(folder, module, 1, fixed=True)
-    loaded = load_model(load_bundle(describe(folder, "export")))
+    loaded = load_model(load_spec(describe(folder, "export")))
     rows = probabilities(loaded, crops().unsqueeze(0))
     assert torch.allclose(rows[0], expected(module).mean(dim=0), rtol=0, atol=TOLERANCE)
 
 
 def refusal(folder: Path) -> str:
-    with pytest.raises(BundleError) as caught:
-        load_model(load_bundle(folder))
+    with pytest.raises(SpecError) as caught:
+        load_model(load_spec(folder))
     return str(caught.value).replace(f"{folder}/", "")
 
 
@@ -228,8 +228,8 @@ def test_a_program_that_others_could_have_written(
     before = path.stat().st_mode
     path.chmod(mode)
     try:
-        with pytest.raises(BundleError) as caught:
-            load_model(load_bundle(folder))
+        with pytest.raises(SpecError) as caught:
+            load_model(load_spec(folder))
     finally:
         path.chmod(before)
     assert str(caught.value) == (
@@ -243,7 +243,7 @@ def test_a_program_that_others_could_have_written(
 def test_a_sticky_folder_above_is_no_danger(folder: Path) -> None:
     traced(folder, Net().eval())
     folder.parent.chmod(0o1777)
-    load_model(load_bundle(describe(folder, "torchscript")))
+    load_model(load_spec(describe(folder, "torchscript")))
 
 
 def test_links_are_followed_to_what_they_lead_to(folder: Path, tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_links_are_followed_to_what_they_lead_to(folder: Path, tmp_path: Path) -
     traced(elsewhere, Net().eval())
     (folder / "program").symlink_to(elsewhere / "program")
     describe(folder, "torchscript")
-    load_model(load_bundle(folder))
+    load_model(load_spec(folder))
     elsewhere.chmod(0o777)
     assert f"{elsewhere}: expected root or uid" in refusal(folder)
 
@@ -290,7 +290,7 @@ def test_a_link_that_others_could_turn(folder: Path, tmp_path: Path) -> None:
     open_to_all.mkdir()
     (open_to_all / "link").symlink_to(folder)
     (open_to_all / "program").symlink_to(folder / "program")
-    load_model(load_bundle(open_to_all / "link"))
+    load_model(load_spec(open_to_all / "link"))
     open_to_all.chmod(0o777)
     assert refusal(open_to_all / "link").startswith(f"{open_to_all}: expected root or uid")
     # A link in a safe folder to a safe program, by way of that folder.
@@ -299,7 +299,7 @@ def test_a_link_that_others_could_turn(folder: Path, tmp_path: Path) -> None:
     toml.write_text(toml.read_text().replace('weights = "program"', 'weights = "by_way"'))
     assert refusal(folder).startswith(f"{open_to_all}: expected root or uid")
     open_to_all.chmod(0o755)
-    load_model(load_bundle(folder))
+    load_model(load_spec(folder))
 
 
 @needs_root
@@ -310,7 +310,7 @@ def test_a_link_of_another_user(folder: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0o1777)
     link = tmp_path / "li nk"
     link.symlink_to(folder)
-    load_model(load_bundle(link))
+    load_model(load_spec(link))
     os.chown(link, 12345, -1, follow_symlinks=False)
     found = refusal(link)
     assert found.startswith(f"{link}: expected root or uid")
@@ -328,7 +328,7 @@ def test_what_was_looked_at_is_what_is_loaded(
     evil.chmod(0o777)
     link = tmp_path / "link"
     link.symlink_to(evil)
-    bundle = load_bundle(link)  # read while the link led astray
+    spec = load_spec(link)  # read while the link led astray
     link.unlink()
     link.symlink_to(folder)
     opened = []
@@ -340,21 +340,21 @@ def test_what_was_looked_at_is_what_is_loaded(
         return load_torchscript(file, program)
 
     monkeypatch.setattr(model, "load_torchscript", turn_and_load)
-    loaded = load_model(bundle)
+    loaded = load_model(spec)
     assert opened == [str(folder / "program")]
-    assert (loaded.bundle.folder, loaded.bundle.weights) == (folder, folder / "program")
+    assert (loaded.spec.folder, loaded.spec.weights) == (folder, folder / "program")
 
 
 def test_a_program_that_has_gone(folder: Path) -> None:
     traced(folder, Net().eval())
-    bundle = load_bundle(describe(folder, "torchscript"))
+    spec = load_spec(describe(folder, "torchscript"))
     (folder / "program").unlink()
     (folder / "program").symlink_to("program")
-    with pytest.raises(BundleError, match=r"weights: expected a file in .*, found .*Too many"):
-        load_model(bundle)
+    with pytest.raises(SpecError, match=r"weights: expected a file in .*, found .*Too many"):
+        load_model(spec)
     (folder / "model.toml").unlink()
-    with pytest.raises(BundleError, match=r"model\.toml: expected a file, found No such file"):
-        load_model(bundle)
+    with pytest.raises(SpecError, match=r"model\.toml: expected a file, found No such file"):
+        load_model(spec)
 
 
 @needs_root
@@ -373,10 +373,10 @@ import os, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from swiprd.folder.spec import load_bundle
+from swiprd.folder.spec import load_spec
 from swiprd.inference.model import load_model, probabilities
 before = len(os.listdir("/proc/self/task"))
-loaded = load_model(load_bundle(Path(sys.argv[1])))
+loaded = load_model(load_spec(Path(sys.argv[1])))
 assert len(os.listdir("/proc/self/task")) == before, "a thread was started"
 if pid := os.fork():
     _, status = os.waitpid(pid, 0)

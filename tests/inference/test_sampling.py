@@ -1,4 +1,4 @@
-"""sampling.py and what cropping.py makes of it: fastai 1's own numbers, from torch's functions."""
+"""sampling.py, and what preprocess.py makes of it: fastai 1's own numbers, by torch's functions."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ from PIL import Image
 from torch import nn
 
 from swiprd.__main__ import main
-from swiprd.folder.spec import load_bundle
+from swiprd.folder.spec import load_spec
 from swiprd.inference import decode
 from swiprd.inference.model import load_model, probabilities
 from swiprd.inference.torchvision_import import import_torchvision
@@ -97,8 +97,8 @@ class Pack:
 
     def answer(self, image: bytes) -> torch.Tensor:
         """Answer as a worker does: [labels]."""
-        loaded = load_model(load_bundle(self.folder))
-        crops = decode.decode(image, loaded.bundle.preprocess)
+        loaded = load_model(load_spec(self.folder))
+        crops = decode.decode(image, loaded.spec.preprocess)
         return probabilities(loaded, crops.unsqueeze(0))[0]
 
 

@@ -16,7 +16,7 @@ import pytest
 from daemonprocess import DaemonProcess, serving, wait_until
 
 from swiprd.config import Settings
-from swiprd.folder.spec import Bundle, load_bundle
+from swiprd.folder.spec import ModelSpec, load_spec
 from swiprd.pool import calibrate, trials
 from swiprd.pool.pool import Shape
 from swiprd.pool.trials import AT_ONCE, SHARE, Budget, Interrupted, Measurements, Tally
@@ -27,7 +27,7 @@ NOT_TOLD: dict[str, int | None] = {"workers": None, "threads": None, "batch": No
 
 
 @pytest.fixture
-def bundle(tmp_path: Path) -> Bundle:
+def spec(tmp_path: Path) -> ModelSpec:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "weights.pth").write_bytes(b"weights")
@@ -36,7 +36,7 @@ def bundle(tmp_path: Path) -> Bundle:
         'name = "v1.2"\narchitecture = "resnet18"\nactivation = "softmax"\n'
         'weights = "weights.pth"\nlabels = "labels.txt"\n'
     )
-    return load_bundle(folder)
+    return load_spec(folder)
 
 
 @pytest.fixture
@@ -198,16 +198,16 @@ class TestInterruptions:
 
 
 class TestMemory:
-    def test_what_is_remembered_comes_back(self, settings: Settings, bundle: Bundle) -> None:
+    def test_what_is_remembered_comes_back(self, settings: Settings, spec: ModelSpec) -> None:
         best = shape(3, 2, 4)
-        assert calibrate._remembered(settings, bundle) is None
-        calibrate._remember(settings, bundle, best, {shape(1, 6): 10.0, best: 23.456})
-        assert calibrate._remembered(settings, bundle) == best
-        assert calibrate.choose_shape(settings, bundle) == best
+        assert calibrate._remembered(settings, spec) is None
+        calibrate._remember(settings, spec, best, {shape(1, 6): 10.0, best: 23.456})
+        assert calibrate._remembered(settings, spec) == best
+        assert calibrate.choose_shape(settings, spec) == best
 
-    def test_the_file_is_for_people_too(self, settings: Settings, bundle: Bundle) -> None:
+    def test_the_file_is_for_people_too(self, settings: Settings, spec: ModelSpec) -> None:
         best = shape(2, 1)
-        calibrate._remember(settings, bundle, best, {shape(1, 2): 176.0, best: 338.125})
+        calibrate._remember(settings, spec, best, {shape(1, 2): 176.0, best: 338.125})
         assert settings.cache is not None
         (file,) = settings.cache.iterdir()
         assert file.name.startswith("v1.2-")
@@ -222,36 +222,36 @@ class TestMemory:
         assert settings.cache.stat().st_mode & 0o077 == 0
 
     def test_nothing_known_is_one_worker_on_all_cores(
-        self, monkeypatch: pytest.MonkeyPatch, settings: Settings, bundle: Bundle
+        self, monkeypatch: pytest.MonkeyPatch, settings: Settings, spec: ModelSpec
     ) -> None:
         cores(monkeypatch, 6)
-        assert calibrate.choose_shape(settings, bundle) == shape(1, 6)
+        assert calibrate.choose_shape(settings, spec) == shape(1, 6)
 
     def test_settings_win_over_the_models_folder_and_that_over_memory(
-        self, settings: Settings, bundle: Bundle
+        self, settings: Settings, spec: ModelSpec
     ) -> None:
-        bundle = replace(bundle, serve=replace(bundle.serve, workers=3, threads=5))
+        spec = replace(spec, serve=replace(spec.serve, workers=3, threads=5))
         settings = replace(settings, workers=7)
-        calibrate._remember(settings, bundle, shape(1, 1, 8), {})
-        assert calibrate.choose_shape(settings, bundle) == shape(7, 5, 8)
+        calibrate._remember(settings, spec, shape(1, 1, 8), {})
+        assert calibrate.choose_shape(settings, spec) == shape(7, 5, 8)
 
     @pytest.mark.parametrize("what", ["weights", "model.toml", "device", "told", "cores"])
     def test_another_model_or_host_has_a_memory_of_its_own(
-        self, monkeypatch: pytest.MonkeyPatch, settings: Settings, bundle: Bundle, what: str
+        self, monkeypatch: pytest.MonkeyPatch, settings: Settings, spec: ModelSpec, what: str
     ) -> None:
-        calibrate._remember(settings, bundle, shape(3, 2), {})
+        calibrate._remember(settings, spec, shape(3, 2), {})
         match what:
             case "weights":
-                bundle.weights.write_bytes(b"other weights")
+                spec.weights.write_bytes(b"other weights")
             case "model.toml":
-                bundle.file.write_text(bundle.file.read_text() + "# new\n")
+                spec.file.write_text(spec.file.read_text() + "# new\n")
             case "device":
                 settings = replace(settings, device="cuda")
             case "told":
                 settings = replace(settings, batch=2)
             case "cores":
                 cores(monkeypatch, 999)
-        assert calibrate._remembered(settings, bundle) is None
+        assert calibrate._remembered(settings, spec) is None
 
     @pytest.mark.parametrize(
         "text",
@@ -283,22 +283,22 @@ class TestMemory:
         self,
         monkeypatch: pytest.MonkeyPatch,
         settings: Settings,
-        bundle: Bundle,
+        spec: ModelSpec,
         text: str | bytes,
     ) -> None:
         cores(monkeypatch, 2)
-        calibrate._remember(settings, bundle, shape(2, 1), {})
-        calibrate._file(settings, bundle).write_bytes(
+        calibrate._remember(settings, spec, shape(2, 1), {})
+        calibrate._file(settings, spec).write_bytes(
             text if isinstance(text, bytes) else text.encode()
         )
-        assert calibrate._remembered(settings, bundle) is None
-        assert calibrate.choose_shape(settings, bundle) == shape(1, 2)
-        calibrate._remember(settings, bundle, shape(2, 1), {})
-        assert calibrate._remembered(settings, bundle) == shape(2, 1)
+        assert calibrate._remembered(settings, spec) is None
+        assert calibrate.choose_shape(settings, spec) == shape(1, 2)
+        calibrate._remember(settings, spec, shape(2, 1), {})
+        assert calibrate._remembered(settings, spec) == shape(2, 1)
 
     @pytest.mark.parametrize("broken", ["not a folder", "full", "in the way"])
     def test_a_cache_that_cannot_be_written_is_a_warning(
-        self, settings: Settings, bundle: Bundle, caplog: pytest.LogCaptureFixture, broken: str
+        self, settings: Settings, spec: ModelSpec, caplog: pytest.LogCaptureFixture, broken: str
     ) -> None:
         assert settings.cache is not None
         match broken:
@@ -307,23 +307,23 @@ class TestMemory:
             case "full":
                 settings = replace(settings, cache=Path("/dev/full"))
             case "in the way":
-                calibrate._file(settings, bundle).mkdir(parents=True)
+                calibrate._file(settings, spec).mkdir(parents=True)
         with caplog.at_level(logging.WARNING, "swiprd"):
-            calibrate._remember(settings, bundle, shape(1, 1), {})
+            calibrate._remember(settings, spec, shape(1, 1), {})
         assert "the calibration could not be kept" in caplog.text
-        assert calibrate._remembered(settings, bundle) is None
+        assert calibrate._remembered(settings, spec) is None
 
-    def test_all_told_nothing_is_measured(self, settings: Settings, bundle: Bundle) -> None:
+    def test_all_told_nothing_is_measured(self, settings: Settings, spec: ModelSpec) -> None:
         told = replace(settings, workers=1, threads=1, batch=1)
         no_pool: Any = None  # so that any use of it fails
-        asyncio.run(calibrate.calibrate(no_pool, bundle, told, lambda: True))
+        asyncio.run(calibrate.calibrate(no_pool, spec, told, lambda: True))
 
     def test_what_is_remembered_is_not_measured_again(
-        self, settings: Settings, bundle: Bundle
+        self, settings: Settings, spec: ModelSpec
     ) -> None:
-        calibrate._remember(settings, bundle, shape(1, 1), {})
+        calibrate._remember(settings, spec, shape(1, 1), {})
         no_pool: Any = None
-        asyncio.run(calibrate.calibrate(no_pool, bundle, settings, lambda: True))
+        asyncio.run(calibrate.calibrate(no_pool, spec, settings, lambda: True))
 
 
 class TestDaemon:
@@ -396,7 +396,7 @@ class TestDaemon:
     ) -> None:
         cache = tmp_path / "cache"
         wide = replace(shape(1, 1), alone=2)
-        calibrate._remember(Settings(cache=cache), load_bundle(tiny_model), wide, {wide: 1.0})
+        calibrate._remember(Settings(cache=cache), load_spec(tiny_model), wide, {wide: 1.0})
         daemon = DaemonProcess(tmp_path / "one", "--cache", str(cache), model=tiny_model)
         try:
             daemon.wait_ready()

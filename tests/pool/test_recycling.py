@@ -10,7 +10,7 @@ import sys
 import pytest
 from conftest import StartDaemon
 
-from swiprd.pool.recycling import Wear
+from swiprd.pool.recycling import RecyclingLimits
 from swiprd.system.proc import is_stopped, own_memory
 
 pytestmark = pytest.mark.timeout(60)
@@ -21,13 +21,13 @@ pytestmark = pytest.mark.timeout(60)
     [(99, 10 << 20, ""), (100, 0, "100 requests"), (1, 64 << 20, "64 MiB")],
 )
 def test_the_limits(answered: int, grown: int, why: str) -> None:
-    found = Wear(requests=100, growth=64 << 20).worn(answered, grown)
+    found = RecyclingLimits(requests=100, growth=64 << 20).worn(answered, grown)
     assert why in found
     assert bool(found) == bool(why)
 
 
 def test_none_where_none_is_set() -> None:
-    assert not Wear(requests=0, growth=0).worn(10**9, 10**12)
+    assert not RecyclingLimits(requests=0, growth=0).worn(10**9, 10**12)
 
 
 def child(code: str) -> subprocess.Popen[bytes]:

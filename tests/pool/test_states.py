@@ -1,4 +1,4 @@
-"""lifecycle.py: what is in the table happens, all else raises; and the backoff's sequence."""
+"""states.py: what is in the table happens, all else raises; and the backoff's sequence."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from swiprd.front.short_deadlines import Haste
+from swiprd.front.short_deadlines import ShortDeadlines
 from swiprd.pool.typical import Typical
 
 
@@ -39,7 +39,7 @@ class TestTypical:
 
 class TestHaste:
     def test_the_third_in_a_row_has_consequences(self) -> None:
-        haste = Haste()
+        haste = ShortDeadlines()
         for now in (0.0, 1.0):
             haste.killed(7, 0.01, 0.02, now)
             assert haste.wait(7, 0.02, now) == 0.0
@@ -49,14 +49,14 @@ class TestHaste:
         assert haste.wait(7, 0.02, 9.0) == 0.0
 
     def test_whoever_gives_more_may_try(self) -> None:
-        haste = Haste()
+        haste = ShortDeadlines()
         for _ in range(3):
             haste.killed(7, 0.01, 0.02, 0.0)
         assert haste.wait(7, 0.03, 0.0) == 0.0
         assert haste.wait(8, 0.01, 0.0) == 0.0, "another uid"
 
     def test_it_takes_longer_each_time_up_to_a_bound(self) -> None:
-        haste = Haste()
+        haste = ShortDeadlines()
         waits = []
         for _ in range(40):
             haste.killed(7, 0.01, 0.02, 0.0)
@@ -65,7 +65,7 @@ class TestHaste:
         assert max(waits) == 8.0
 
     def test_an_answer_ends_it(self) -> None:
-        haste = Haste()
+        haste = ShortDeadlines()
         for _ in range(3):
             haste.killed(7, 0.01, 0.02, 0.0)
         haste.answered(7)
@@ -73,13 +73,13 @@ class TestHaste:
         assert haste.wait(7, 0.02, 0.0) == 0.0
 
     def test_what_had_its_time_is_no_haste(self) -> None:
-        haste = Haste()
+        haste = ShortDeadlines()
         for _ in range(9):
             haste.killed(7, 0.5, 10.0, 0.0)
         assert haste.wait(7, 0.02, 0.0) == 0.0
 
     def test_uids_are_forgotten(self) -> None:
-        haste = Haste()
+        haste = ShortDeadlines()
         for uid in range(5000):
             haste.killed(uid, 0.01, 0.02, 0.0)
         assert len(haste._rows) == 1024

@@ -1,4 +1,4 @@
-"""ownsocket.py: two who want one path, and a path that is taken, left, and taken again."""
+"""private_listener.py: two who want one path, and a path that is taken, left, and taken again."""
 
 from __future__ import annotations
 

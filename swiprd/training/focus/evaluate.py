@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from swiprd.folder.spec import load_bundle
+from swiprd.folder.spec import load_spec
 from swiprd.inference.model import LoadedModel, load_model, probabilities
 from swiprd.inference.preprocess import preprocess, resized
 
@@ -114,7 +114,7 @@ def view(path: Path, loaded: LoadedModel) -> Image.Image:
     """Return a photograph at the model's scale: a long side of 1,024 pixels, if it has as many."""
     with Image.open(path) as image:
         image.load()
-    size = resized(*image.size, loaded.bundle.preprocess)
+    size = resized(*image.size, loaded.spec.preprocess)
     return image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
 
 
@@ -125,7 +125,7 @@ def laplacian_variance(image: Image.Image) -> float:
 
 def sharpness(loaded: LoadedModel, image: Image.Image) -> float:
     """Return the model's probability of "sharp", by the daemon's own code."""
-    crops = preprocess(image, loaded.bundle.preprocess)
+    crops = preprocess(image, loaded.spec.preprocess)
     return float(probabilities(loaded, crops[None])[0, loaded.labels.index("sharp")])
 
 
@@ -154,7 +154,7 @@ _loaded: list[LoadedModel] = []  # Of a judging process; filled once by _begin_j
 
 def _begin_judging(folder: Path) -> None:
     torch.set_num_threads(1)
-    _loaded[:] = [load_model(load_bundle(folder))]
+    _loaded[:] = [load_model(load_spec(folder))]
 
 
 def _judge_all_blurs(task: tuple[str, Path, Condition]) -> list[Judged]:

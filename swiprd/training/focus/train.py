@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from swiprd.folder.spec import load_bundle
+from swiprd.folder.spec import load_spec
 from swiprd.inference.model import load_model
 from swiprd.training.focus import recipe
 from swiprd.training.focus.drawing import (
@@ -121,7 +121,7 @@ def make(settings: Settings) -> None:
 
 def evaluate(folder: Path, photos: Path | None, workers: int) -> None:
     """Print the scores on real photographs, and draw the ROC curves of the validation group."""
-    loaded = load_model(load_bundle(folder))
+    loaded = load_model(load_spec(folder))
     drawn: dict[str, list[Judged]] = {}
     for title, names in (("tune", TUNE), ("validation", VALIDATION)):
         paths = find_photographs(names, photos)
