@@ -2,9 +2,10 @@
 
 `python fuseserver.py FOLDER` mounts itself there, writes a line when it serves, and unmounts at the
 end of its standard input. Speaks the protocol of <linux/fuse.h> to /dev/fuse by hand. Each file
-holds the bytes of PHOTO and is named after what its server never answers: `open` files, and then
-`read`, `flush`, `stat`, `statfs`, or nothing (`good`). With `direct-` before it, reads bypass the
-page cache. What is written to `unkept` is taken, and only its close says that there is no room.
+holds the bytes of PHOTO and is named after what its server never answers: `open`, or, of an open
+file, `read`, `flush`, `stat`, `statfs`, or nothing (`good`). With `direct-` before it, reads bypass
+the page cache. `lookup` is not even said to be there or not. What is written to `unkept` is taken,
+and only its close says that there is no room.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _DIRECT_IO = 1
 NAMES = [
     f"{how}{what}"
     for how in ("", "direct-")
-    for what in ("good", "read", "flush", "stat", "statfs")
+    for what in ("good", "open", "read", "flush", "stat", "statfs")
 ] + ["unkept"]
 
 
@@ -105,6 +106,8 @@ class _Server:
                 )
             case 1:  # LOOKUP
                 asked = body.rstrip(b"\0").decode()
+                if asked == "lookup":
+                    return
                 if asked not in NAMES:
                     self._reply(unique, error=errno.ENOENT)
                     return
@@ -112,7 +115,7 @@ class _Server:
                 self._reply(unique, struct.pack("=4Q2I", child, 0, 60, 0, 0, 0) + self._attr(child))
             case 3 if what != "stat":  # GETATTR
                 self._reply(unique, struct.pack("=Q2I", 0, 0, 0) + self._attr(node))
-            case 14:  # OPEN
+            case 14 if what != "open":  # OPEN
                 flags = _DIRECT_IO if name.startswith("direct-") else 0
                 self._reply(unique, struct.pack("=Q2I", 1, flags, 0))
             case 15 if what != "read":  # READ
@@ -127,7 +130,7 @@ class _Server:
                 self._reply(unique, error=errno.EDQUOT if what == "unkept" else 0)
             case 18:  # RELEASE
                 self._reply(unique)
-            case 3 | 15 | 17 | 25:
+            case 3 | 14 | 15 | 17 | 25:
                 return  # this is the one that it never answers
             case _:
                 self._reply(unique, error=errno.ENOSYS)
