@@ -1,8 +1,8 @@
 """A filesystem whose server answers late or never: what a user can mount, and pass us a file of.
 
 Speaks the protocol of <linux/fuse.h> to /dev/fuse by hand. Each file holds the bytes of a photo and
-is named after what its server never answers: `open`, or, of an open file, `read`,
-`flush`, `stat`, `statfs`, `release`, or nothing (`good`). With `direct-` before it, reads bypass the page cache;
+is named after what its server never answers: `open`, or, of an open file, `read`, `flush`, `stat`,
+`statfs`, `release`, or nothing (`good`). With `direct-` before it, reads bypass the page cache;
 with `late-`, the answer comes after `late` seconds. `answer()` has it give an answer that it has
 held back. What is written to `unkept` is taken, and only its close says that there is no room.
 `lookup` is not even said to be there or not.

@@ -176,15 +176,15 @@ def test_a_client_that_is_given_up_leaves_nobody(folder: Path) -> None:
 
 
 @takes_fuse
-def test_its_user_is_not_barred(start_daemon: StartDaemon, folder: Path) -> None:
-    """The daemon gets memory, never the file: nothing of it hangs there."""
+def test_the_daemon_gets_memory_and_never_the_file(start_daemon: StartDaemon, folder: Path) -> None:
+    """Nothing of it hangs there."""
     daemon = start_daemon().wait_ready()
     with Client(str(daemon.path), timeout=3) as client:
         for name in ("read", "stat", "flush"):
             with contextlib.suppress(DeadlineExceeded, BadImage):
                 client.predict(folder / "fuse" / name)
     fuseserver.release(folder / "fuse")
-    assert daemon.status()["barred"] == []
+    assert daemon.status()["intakes"]["waiting"] == 0
     assert daemon.status()["kills"]["total"] == 0
 
 
