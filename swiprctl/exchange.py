@@ -180,7 +180,8 @@ class Exchange:
             self._lose()
         except BadRequest as error:
             # The other side is no swipr daemon, or a broken one; asking again would not help.
-            self._end_all(error)
+            for job in [job for job in self._jobs.values() if job.in_flight]:
+                self._end(job, error)
             self._lose()
 
     def _take(self, connection: Connection, reply: Reply) -> None:
@@ -243,11 +244,6 @@ class Exchange:
         self._jobs.pop(job.id, None)
         job.finish(outcome)
 
-    def _end_all(self, error: SwiprError) -> None:
-        for job in list(self._jobs.values()):
-            if job.in_flight:
-                self._end(job, error)
-
     def _busy(self) -> bool:
         return any(job.in_flight for job in self._jobs.values())
 
@@ -291,8 +287,9 @@ class Exchange:
         first_reply = None if self._connection is None else self._connection.first_reply
         for job in list(self._jobs.values()):
             if now >= job.limit(first_reply):
+                error = job.overdue(now, self._dialer.silence(now))
                 self.forget(job)
-                job.expire(now, "" if job.streaming else self._dialer.silence(now))
+                job.finish(error)
             elif job.minds_silence and now >= self._dialer.patience(image=job.image is not None):
                 self.forget(job)
                 job.finish(self._dialer.stuck(now))

@@ -2,16 +2,17 @@
 
 The client opens what the user may open, and the daemon gets the descriptor. Regular files go as
 they are. Everything else becomes a sealed memfd: pipes, because a worker must never wait for
-their writer, and bytes, because they have no descriptor. Nothing here waits; the exchange polls.
+their writer, bytes, because they have no descriptor, and files whose file system's server may never
+answer, because nothing ends a process that waits for it. Nothing here waits; the exchange polls.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import io
 import os
 import stat
+from time import monotonic
 
 from swiprctl.errors import CannotOpen, TooLarge
 
@@ -19,12 +20,19 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import BinaryIO
 
+    from swiprctl.mounts import SlowMounts
+    from swiprctl.opener import Opening
+
     Input = str | os.PathLike[str] | bytes | bytearray | memoryview | int | BinaryIO
 
 MAX_STREAM = 64 << 20
 """Bytes of an image that comes through a pipe or from memory."""
 
 _CHUNK = 1 << 20
+_LOOK_AGAIN = 1.0  # seconds for which what is mounted is believed
+_TYPES = b"9p afs autofs beegfs ceph cifs coda davfs fuse fuseblk gfs2 lustre ncpfs nfs nfs4 ocfs2"
+_TYPES += b" orangefs pvfs2 smb3 smbfs virtiofs"
+_SLOW = (*(one + b" " for one in _TYPES.split()), b"fuse.")  # how a server's file system is called
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 
 
@@ -40,11 +48,12 @@ class Image:
         stream: what has to be polled and `pump()`ed first; None once it is read.
     """
 
-    __slots__ = ("_memory", "_size", "descriptor", "stream")
+    __slots__ = ("_memory", "_opening", "_size", "descriptor", "stream")
 
     def __init__(self, descriptor: int | None, stream: int | None = None) -> None:
         self.descriptor = descriptor
         self.stream = stream
+        self._opening: Opening | None = None
         self._memory = -1
         self._size = 0
 
@@ -62,41 +71,70 @@ class Image:
             TypeError: the source is none of these.
         """
         if isinstance(source, int):
-            return cls._from_descriptor(source)
-        if isinstance(source, bytes | bytearray | memoryview):
-            return cls._from_bytes(memoryview(source))
-        if not isinstance(source, str | os.PathLike):
-            return cls._from_file(source)
-        path = os.fspath(source)
-        if not isinstance(path, str):
-            raise TypeError("a path is text; bytes are taken for the image itself")
+            return cls._named(source)
+        if isinstance(source, str | os.PathLike):
+            path = os.fspath(source)
+            if not isinstance(path, str):
+                raise TypeError("a path is text; bytes are taken for the image itself")
+            return cls._named(path)
+        from swiprctl.objects import descriptor_of, pieces
+
+        descriptor = descriptor_of(source, _may_hang)
+        if descriptor is not None:
+            return cls._named(descriptor)
+        image = cls(None)
         try:
-            # O_NONBLOCK: a FIFO without a writer must not hold up the others.
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
+            image._remember()
+            for piece in pieces(source):
+                image._add(piece)
+            image._seal()
+        except BaseException:
+            image.close()
+            raise
+        return image
+
+    @classmethod
+    def _named(cls, source: str | int) -> Image:
+        """Take a path or a descriptor: here, or where it may hang in another process."""
+        if not _may_hang(source):
+            return cls._direct(source)
+        from swiprctl.opener import Opening
+
+        image = cls(None)
+        try:
+            # Copied: closing such a file may hang, too, so it is not to come here.
+            image._opening = Opening(lambda: cls._direct(source, copy=True), source)
         except OSError as error:
             raise _cannot_open(error) from error
-        except ValueError as error:
-            raise CannotOpen(f"not a path: {error}") from error
-        return cls._of_kind(descriptor)
+        image.stream = image._opening.fileno()
+        return image
 
     @classmethod
-    def _from_descriptor(cls, descriptor: int) -> Image:
+    def _direct(cls, source: str | int, *, copy: bool = False) -> Image:
         try:
-            copy = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 0)
-        except (OSError, ValueError, OverflowError) as error:
-            if isinstance(error, OSError) and error.errno != errno.EBADF:
-                raise _cannot_open(error) from error
-            raise CannotOpen("not an open descriptor") from error
-        return cls._of_kind(copy)
+            if isinstance(source, int):
+                descriptor = fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, 0)
+            else:
+                # O_NONBLOCK: a FIFO without a writer must not hold up the others.
+                flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+                descriptor = os.open(source, flags)
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                raise CannotOpen("not an open descriptor") from error
+            raise _cannot_open(error) from error
+        except (ValueError, OverflowError) as error:
+            why = "not an open descriptor" if isinstance(source, int) else f"not a path: {error}"
+            raise CannotOpen(why) from error
+        return cls._of_kind(descriptor, copy=copy)
 
     @classmethod
-    def _of_kind(cls, descriptor: int) -> Image:
-        """Take over a descriptor, whatever it is of."""
+    def _of_kind(cls, descriptor: int, *, copy: bool = False) -> Image:
+        """Take over a descriptor, whatever it is of; with `copy`, files are read as pipes are."""
         try:
             mode = os.fstat(descriptor).st_mode
             if stat.S_ISREG(mode):
                 # `{ read line; swiprctl predict -; } <file` means what is left of the file.
-                if os.lseek(descriptor, 0, os.SEEK_CUR) == 0:
+                if not copy and os.lseek(descriptor, 0, os.SEEK_CUR) == 0:
                     return cls(descriptor)
             elif stat.S_ISDIR(mode):
                 raise CannotOpen("it is a directory")
@@ -114,49 +152,6 @@ class Image:
             raise
         return image
 
-    @classmethod
-    def _from_bytes(cls, data: memoryview) -> Image:
-        image = cls(None)
-        try:
-            image._remember()
-            image._add(data.cast("B"))
-            image._seal()
-        except BaseException:
-            image.close()
-            raise
-        return image
-
-    @classmethod
-    def _from_file(cls, file: BinaryIO) -> Image:
-        if not hasattr(file, "read"):
-            raise TypeError(
-                f"neither a path, bytes, a descriptor nor a file: {type(file).__name__}"
-            )
-        raw = getattr(file, "raw", file)
-        # Only of these is it known that the descriptor gives the same bytes: gzip's does not.
-        if isinstance(raw, io.FileIO):
-            try:
-                plain = stat.S_ISREG(os.fstat(raw.fileno()).st_mode) and file.tell() == 0
-            except (OSError, ValueError) as error:
-                raise CannotOpen(f"cannot read the file: {error}") from error
-            if plain and os.lseek(raw.fileno(), 0, os.SEEK_CUR) == 0:
-                return cls._from_descriptor(raw.fileno())
-        image = cls(None)
-        try:
-            image._remember()
-            while data := file.read(_CHUNK):
-                if not isinstance(data, bytes | bytearray | memoryview):
-                    raise TypeError("a file object must be opened in binary mode")
-                image._add(memoryview(data))
-            image._seal()
-        except (OSError, ValueError) as error:
-            image.close()
-            raise CannotOpen(f"cannot read the file: {error}") from error
-        except BaseException:
-            image.close()
-            raise
-        return image
-
     def pump(self) -> bool:
         """Move what the stream has now, once poll(2) says so; True when its end was reached.
 
@@ -164,6 +159,11 @@ class Image:
             CannotOpen: it cannot be read.
             TooLarge: it has more than `MAX_STREAM`.
         """
+        if self._opening is not None:
+            opening, self._opening, self.stream = self._opening, None, None
+            image = Image._of_kind(opening.finish())
+            self.descriptor, self.stream = image.descriptor, image.stream
+            self._memory = image._memory
         if self.stream is None:
             return True
         try:
@@ -179,6 +179,21 @@ class Image:
         self.stream = None
         self._seal()
         return True
+
+    def copied(self) -> int:
+        """Read what was opened to be copied, and give a descriptor of that, or of a pipe as it is.
+
+        The file stays open, as closing it may hang. An OSError is what reading it gives.
+        """
+        assert self.stream is not None
+        if not stat.S_ISREG(os.fstat(self.stream).st_mode):
+            return self.stream
+        while data := os.read(self.stream, _CHUNK):
+            self._add(memoryview(data))
+        self._seal()
+        assert self.descriptor is not None
+        os.lseek(self.descriptor, 0, os.SEEK_SET)
+        return self.descriptor
 
     def inline(self) -> bytes:
         """Read the whole image, to be sent inside a frame.
@@ -201,8 +216,18 @@ class Image:
             raise _cannot_open(error) from error
         return b"".join(parts)
 
+    @property
+    def late(self) -> str:
+        """Say what has kept it."""
+        if self._opening is not None:
+            return "its file system did not give it"
+        return "the pipe did not come to its end"
+
     def close(self) -> None:
         """Close what is open. Can be called again."""
+        if self._opening is not None:
+            self._opening.close()
+            self._opening = self.stream = None
         for descriptor in (self.descriptor, self.stream):
             if descriptor is not None:
                 os.close(descriptor)
@@ -239,3 +264,31 @@ class Image:
 def _cannot_open(error: OSError, doing: str = "") -> CannotOpen:
     kind = NoDescriptor if error.errno in (errno.EMFILE, errno.ENFILE) else CannotOpen
     return kind(f"{doing}{error.strerror or error}")
+
+
+_seen: tuple[float, SlowMounts | None] = (float("-inf"), None)
+
+
+def _may_hang(source: str | int) -> bool:
+    """Whether a path or descriptor is of a file system whose server may never answer."""
+    global _seen
+    now = monotonic()
+    if now >= _seen[0] + _LOOK_AGAIN:
+        _seen = now, _look()
+    return _seen[1] is not None and _seen[1].hold(source)
+
+
+def _look() -> SlowMounts | None:
+    try:
+        with open("/proc/self/mountinfo", "rb", buffering=0) as file:
+            lines = file.readall().split(b"\n")
+    except OSError:
+        return None
+    slow = [line for line in lines if line.partition(b" - ")[2].startswith(_SLOW)]
+    # Most hosts have such mounts below these, and no images.
+    slow = [line for line in slow if b" /proc/" not in line and b" /sys/" not in line]
+    if not slow:
+        return None
+    from swiprctl.mounts import SlowMounts
+
+    return SlowMounts(slow)

@@ -163,15 +163,15 @@ class Job:
         """Give the seconds left of the user's timeout, if there is one."""
         return None if self.deadline is None else self.deadline.remaining(now)
 
-    def expire(self, now: float, silence: str) -> None:
-        """Finish it as one whose limit has passed, and say if nothing was heard of the daemon."""
-        if self.streaming:
-            text = "the pipe did not come to its end"
+    def overdue(self, now: float, silence: str) -> DeadlineExceeded:
+        """Make the error of one whose limit has passed; `silence` says that nothing was heard."""
+        if self.image is not None and self.streaming:
+            text = self.image.late
         else:
             text = "no answer" if self.resent == 0 else f"no answer, asked {self.resent + 1} times,"
         seconds = now - self.began if self.timeout is None else self.timeout
-        more = f"; {silence}" if silence else ""
-        self.finish(DeadlineExceeded(f"{text} within {seconds:.3g} s{more}"))
+        more = f"; {silence}" if silence and not self.streaming else ""
+        return DeadlineExceeded(f"{text} within {seconds:.3g} s{more}")
 
     def pause(self) -> float:
         """How long to wait before the next attempt: 0.05 s, doubling to 1 s."""

@@ -1,10 +1,11 @@
 """A filesystem whose server answers late or never: what a user can mount, and pass us a file of.
 
 Speaks the protocol of <linux/fuse.h> to /dev/fuse by hand. Each file holds the bytes of a photo and
-is named after what its server never answers: `open` files, and then `read`, `flush`, `stat`,
+is named after what its server never answers: `open`, or, of an open file, `read`, `flush`, `stat`,
 `statfs`, `release`, or nothing (`good`). With `direct-` before it, reads bypass the page cache;
 with `late-`, the answer comes after `late` seconds. `answer()` has it give an answer that it has
 held back. What is written to `unkept` is taken, and only its close says that there is no room.
+`lookup` is not even said to be there or not.
 
 Three kinds of mount: root's, as a service would make it; that of a user, by fusermount3, which
 nobody else may look into; and one of a block device, which the kernel tells apart from no disk.
@@ -40,7 +41,7 @@ _OPCODES = {3: "stat", 15: "read", 17: "statfs", 18: "release", 25: "flush"}
 NAMES = [
     f"{how}{what}"
     for how in ("", "direct-", "late-")
-    for what in ("good", "read", "flush", "stat", "statfs", "release")
+    for what in ("good", "open", "read", "flush", "stat", "statfs", "release")
 ] + ["unkept"]
 
 
@@ -205,11 +206,15 @@ class _Server:
                 )
             case 1:  # LOOKUP
                 asked = body.rstrip(b"\0").decode()
+                if asked == "lookup":
+                    return
                 if asked not in NAMES:
                     self._reply(unique, error=errno.ENOENT)
                     return
                 child = NAMES.index(asked) + 2
                 self._reply(unique, struct.pack("=4Q2I", child, 0, 60, 0, 0, 0) + self._attr(child))
+            case 14 if name.endswith("open"):  # OPEN
+                return
             case 14:  # OPEN
                 flags = _DIRECT_IO if name.startswith("direct-") else 0
                 self._reply(unique, struct.pack("=Q2I", 1, flags, 0))

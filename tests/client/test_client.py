@@ -635,6 +635,8 @@ def test_a_pipe_that_nobody_writes_to_ends_at_the_deadline(
     with Peer(path, size), Client(str(path), timeout=0.4) as client:
         found = client.predict_many([images[1], str(fifo), images[2]])
         assert sizes(found) == [1, "DeadlineExceeded", 2]
+        with pytest.raises(DeadlineExceeded, match=r"the pipe did not come to its end within 0\.4"):
+            client.predict(str(fifo))
 
 
 def test_a_pipe_is_read_as_it_is_written(path: Path, tmp_path: Path, images: list[str]) -> None:
