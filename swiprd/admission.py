@@ -9,8 +9,7 @@ beside all others.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from swiprctl.errors import DeadlineExceeded, Overloaded, SwiprError
@@ -49,6 +48,7 @@ class Job:
         suspect: it, or another with the same image, has been: it waits until nobody else does.
         identity: which image it is, where that had to be found out.
         ran: seconds of its longest time in a worker in vain; of processor time, if it computed.
+        unheard: its client has left.
         computed: seconds of processor time that its worker had had before.
     """
 
@@ -71,16 +71,22 @@ class Job:
     suspect: bool = False
     identity: Identity | None = None
     ran: float = 0.0
+    unheard: bool = False
     computed: float = 0.0
     ended: bool = field(default=False)
 
 
 class Admission:
-    """The queue. Counts what waits and what runs against one limit."""
+    """The queue. Counts what waits and what runs against one limit.
 
-    def __init__(self, limit: int) -> None:
+    Args:
+        limit: places.
+        privileged: uids that some of them are kept for.
+    """
+
+    def __init__(self, limit: int, privileged: Collection[int] = (0,)) -> None:
         self.limit = limit
-        self._privileged = {0, os.geteuid()}
+        self._privileged = frozenset(privileged)
         self._fresh = Line()
         self._suspects = Line()  # whose turn it is when nobody else waits
         self._held: dict[int, int] = {}  # by uid, waiting and running
