@@ -9,7 +9,7 @@ beside all others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from swiprctl.errors import DeadlineExceeded, Overloaded, SwiprError
@@ -45,6 +45,7 @@ class Job:
             monotonic; 0: that is not so.
         suspect: it, or another with the same image, has been: it waits until nobody else does.
         ran: seconds of its longest time in a worker in vain; of processor time, if it computed.
+        unheard: its client has left.
         computed: seconds of processor time that its worker had had before.
     """
 
@@ -64,6 +65,7 @@ class Job:
     overdue: float = 0.0
     suspect: bool = False
     ran: float = 0.0
+    unheard: bool = False
     computed: float = 0.0
     ended: bool = field(default=False)
 
@@ -72,12 +74,13 @@ class Admission:
     """The queue. Counts what waits and what runs against one limit.
 
     Args:
-        privileged: uids for which some places are kept: root's, and the daemon's own.
+        limit: places.
+        privileged: uids that some of them are kept for.
     """
 
-    def __init__(self, limit: int, privileged: Set[int] = frozenset({0})) -> None:
+    def __init__(self, limit: int, privileged: Collection[int] = (0,)) -> None:
         self.limit = limit
-        self._privileged = privileged
+        self._privileged = frozenset(privileged)
         self._fresh = Line()
         self._suspects = Line()  # whose turn it is when nobody else waits
         self._held: dict[int, int] = {}  # by uid, waiting and running

@@ -208,7 +208,11 @@ def test_the_wire_is_pure() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["admission", "lifecycle", "canary", "stats", "poison", "overdue", "wear", "threads"]
+    "name",
+    [
+        *("admission", "lifecycle", "canary", "stats", "poison", "overdue", "wear", "threads"),
+        *("haste", "line", "scans", "typical"),
+    ],
 )
 def test_what_decides_is_pure(name: str) -> None:
     forbidden = {"socket", "time", "logging", "selectors", "select", "asyncio", "os", "datetime"}
