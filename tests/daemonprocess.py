@@ -211,7 +211,7 @@ def own_children(pid: int | None = None) -> list[int]:
 
 def forkservers(front: int) -> list[int]:
     """Pids of a front's forkservers: of its children, those that are no intakes."""
-    return [pid for pid in own_children(front) if not _is_intake(pid)]
+    return [pid for pid in own_children(front) if not is_intake(pid)]
 
 
 def serving(front: int) -> list[int]:
@@ -219,7 +219,7 @@ def serving(front: int) -> list[int]:
     return [pid for parent in forkservers(front) for pid in (parent, *descendants(parent))]
 
 
-def _is_intake(pid: int) -> bool:
+def is_intake(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/comm").read_text().strip() == "swiprd-intake"
     except OSError:

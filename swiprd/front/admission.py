@@ -9,7 +9,7 @@ beside all others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Collection
 
 from swiprctl.errors import DeadlineExceeded, Overloaded
 from swiprd.front.round_robin import RoundRobin
@@ -26,12 +26,13 @@ class Admission:
     """The queue. Counts what waits and what runs against one limit.
 
     Args:
-        privileged: uids for which some places are kept: root's, and the daemon's own.
+        limit: places.
+        privileged: uids that some of them are kept for.
     """
 
-    def __init__(self, limit: int, privileged: Set[int] = frozenset({0})) -> None:
+    def __init__(self, limit: int, privileged: Collection[int] = (0,)) -> None:
         self.limit = limit
-        self._privileged = privileged
+        self._privileged = frozenset(privileged)
         self._fresh = RoundRobin()
         self._suspects = RoundRobin()  # whose turn it is when nobody else waits
         self._held: dict[int, int] = {}  # by uid, waiting and running

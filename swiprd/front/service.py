@@ -13,21 +13,20 @@ from itertools import count
 from swiprctl.errors import (
     DeadlineExceeded,
     LoadingFailed,
-    Overloaded,
     ShuttingDown,
     SwiprError,
 )
 from swiprctl.protocol import DEFAULT_TIMEOUT
 from swiprd.config import Settings
 from swiprd.front.admission import Admission
-from swiprd.front.poison import Poison
+from swiprd.front.deadlines import Deadlines
 from swiprd.front.stats import Stats
 from swiprd.front.status import describe_process, describe_staff, describe_work
+from swiprd.front.suspicion import Suspicion
 from swiprd.pool.job import Job
 from swiprd.pool.model_manager import RETRY, ModelManager, Phase
 from swiprd.pool.pool import Pool
 from swiprd.system.attachment import Attachment, State
-from swiprd.system.log import log
 
 _QUIET = 1.0  # seconds without a request before a calibration may begin
 _TAKES_LONG = 5.0  # seconds that whoever takes long still gets when the daemon leaves
@@ -58,12 +57,12 @@ class Service:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._admission = Admission(settings.queue, {0, os.geteuid()})
+        self._deadlines = Deadlines(settings.timeout, settings.ceiling, self._expire)
         self._ids = count(1)
-        self._timers: dict[int, asyncio.TimerHandle] = {}
         self._jobs: set[Job] = set()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._poison = Poison(settings.remember)
+        self._suspicion = Suspicion(settings.remember)
         self._hurried = False
         self.model = ModelManager(
             settings, self, self._ids, on_phase=on_phase, on_reload=on_reload, fault=fault
@@ -121,23 +120,20 @@ class Service:
         """
         now = self._loop.time()
         self.last_active = now
-        patience = self._patience(timeout)
-        if self.model.phase is Phase.LOADING:
-            # The daemon's own deadlines cover work, not its start.
-            patience = float("inf") if timeout is None else timeout
+        loading = self.model.phase is Phase.LOADING
         job = Job(
             id=next(self._ids),
             uid=uid,
             owner=owner,
             image=image,
             arrived=now,
-            deadline=now + patience,
+            deadline=now + self._deadlines.patience(timeout, loading=loading),
             timeout=timeout,
             done=lambda _, outcome: done(outcome),
         )
         self._jobs.add(job)
         self._idle.clear()
-        self._watch(job)
+        self._deadlines.watch(job)
         image.when_settled(lambda: self._arrived(job))
 
     def _arrived(self, job: Job) -> None:
@@ -151,7 +147,7 @@ class Service:
                 raise LoadingFailed(self.model.reason, RETRY)
             if self.model.phase is Phase.DRAINING:
                 raise _leaving(0.1)
-            if (known := self._recall(job)) is not None:
+            if (known := self._suspicion.known(job, now)) is not None:
                 raise known
             victim = self._admission.admit(job, now)
         except SwiprError as error:
@@ -166,7 +162,9 @@ class Service:
         """Forget what waits for an owner who has left. What runs ends unheard."""
         coming = [job for job in self._coming() if job.owner is owner]
         for job in [*coming, *self._admission.cancel(owner)]:
-            self._end(job, ShuttingDown("the client left"), counted="left")
+            self._end_unheard(job)
+        for job in self._jobs:
+            job.unheard |= job.owner is owner
 
     def peek(self) -> Job | None:
         """See `pool.Owner`. What has been found out about an image while it waited ends it here,
@@ -174,8 +172,7 @@ class Service:
         while (job := self._admission.peek()) is not None:
             if self._ended_by_what_is_known(job):
                 continue
-            image = job.image.identity
-            if image is None or not self._poison.suspects(image, self._loop.time()):
+            if not self._suspicion.suspects(job, self._loop.time()):
                 break
             self._admission.suspect(job)
             if self._hurried:
@@ -202,8 +199,8 @@ class Service:
             return
         if self._hurried:
             self._give_up(job)
-        elif job.image.identity is not None:
-            self._poison.suspect(job.image.identity, self._loop.time())
+        else:
+            self._suspicion.overdue(job, self._loop.time())
 
     def answered(
         self, job: Job, fields: dict[str, object], share: float, alone: float | None
@@ -211,8 +208,7 @@ class Service:
         """See `pool.Owner`."""
         self.last_answer = self._loop.time()
         self._admission.served(job, share, alone)
-        if job.image.identity is not None:
-            self._poison.absolve(job.image.identity)
+        self._suspicion.answered(job)
         self._finish_running(
             job,
             {
@@ -231,14 +227,17 @@ class Service:
     def condemned(self, job: Job, error: SwiprError, ran: float = float("inf")) -> None:
         """See `pool.Owner`."""
         if not job.ended:
-            self._remember(job, error, ran)
+            self._suspicion.condemn(job, error, self._loop.time(), ran)
         self._finish_running(job, error)
 
     def again(self, job: Job) -> None:
         """See `pool.Owner`."""
         if not job.ended:
             self._admission.requeue(job)
-            if job.suspect and self._hurried:
+            if job.unheard:
+                self._admission.withdraw(job)
+                self._end_unheard(job)
+            elif job.suspect and self._hurried:
                 self._give_up(job)
             pool = self.model.pool  # not the one that asks, where that drains after a reload
             if pool is not None:
@@ -255,10 +254,10 @@ class Service:
         now = self.last_answer = self.last_active = self._loop.time()
         self._admission.new_model()
         for job in self._jobs:
-            deadline = now + self._patience(job.timeout)
+            deadline = now + self._deadlines.patience(job.timeout)
             if deadline < job.deadline:
                 job.deadline = deadline
-                self._watch(job)
+                self._deadlines.watch(job)
         pool.dispatch()
 
     def refuse_waiting(self, error: SwiprError) -> None:
@@ -293,7 +292,7 @@ class Service:
         return {
             **self.model.status(),
             **describe_process(self.begun, now),
-            **describe_work(self._admission, self.stats, self._poison, now),
+            **describe_work(self._admission, self.stats, self._suspicion.poison, now),
             **describe_staff(pool.staff if pool is not None else None, now),
         }
 
@@ -303,77 +302,35 @@ class Service:
         """Jobs whose image is not there yet."""
         return [job for job in self._jobs if job.image.state is State.COMING]
 
-    def _recall(self, job: Job) -> SwiprError | None:
-        """What the sender of an image is told at once that is known to hang or crash workers."""
-        if job.image.identity is None:
-            return None
-        now = self._loop.time()
-        return self._poison.recall(job.image.identity, now, patience=job.deadline - now)
-
-    def _remember(self, job: Job, error: SwiprError, ran: float = float("inf")) -> None:
-        """Take note of what an image has done; see `Poison.remember`."""
-        if job.image.identity is not None:
-            log.warning("remembered, and refused for %g s: %s", self._poison.seconds, error)
-            self._poison.remember(job.image.identity, error, self._loop.time(), ran=ran)
-
-    def _patience(self, timeout: float | None) -> float:
-        """Seconds that a request gets which names `timeout`."""
-        return min(self._settings.timeout if timeout is None else timeout, self._settings.ceiling)
-
-    def _watch(self, job: Job) -> None:
-        timer = self._timers.pop(job.id, None)
-        if timer is not None:
-            timer.cancel()
-        if job.deadline != float("inf"):
-            self._timers[job.id] = self._loop.call_at(job.deadline, self._expire, job)
-
     def _expire(self, job: Job) -> None:
         now = self._loop.time()
-        waited = f"{now - job.arrived:.1f} s"
-        cut = job.timeout is not None and job.timeout > self._settings.ceiling
-        if cut:
-            waited += ", the longest that this daemon gives (max_timeout)"
         if job.image.state is State.COMING:
             self._end(
                 job,
                 DeadlineExceeded(
-                    f"the file could not be read within {waited}:"
+                    f"the file could not be read within {self._deadlines.waited(job)}:"
                     " its file system does not answer, or it is slow"
                 ),
             )
             return
         if self._admission.withdraw(job):
-            self._end(job, self._never_done(job, waited, cut=cut))
+            error = self._deadlines.in_vain(job, self._admission.retry_after)
+            if job.ran:
+                self._suspicion.condemn(job, error, now, job.ran)
+            self._end(job, error)
             return
+        waited = self._deadlines.waited(job)
         error = DeadlineExceeded(f"not done within {waited}; its worker was killed")
         self._admission.killed(job, now)
         if job.overdue and not job.ended:
             efforts = [pool.effort(job) for pool in self.model.pools]
-            self._remember(job, error, ran=max(job.ran, *efforts))
+            self._suspicion.condemn(job, error, now, max([job.ran, *efforts]))
         self._stop(job, error)
-
-    def _never_done(self, job: Job, waited: str, *, cut: bool) -> SwiprError:
-        """What a job is told whose deadline passes while it waits."""
-        if job.ran:
-            error = DeadlineExceeded(
-                f"not done within {waited}: it ran for {job.ran:.1f} s in vain, and then others"
-                " went first"
-            )
-            self._remember(job, error, ran=job.ran)
-            return error
-        if job.suspect:
-            return DeadlineExceeded(
-                f"no worker was free within {waited}: others go before an image that took long"
-                " lately, or hung"
-            )
-        why = f"no worker was free within {waited}"
-        # A client that named more than it was given has some of it left, and may come again.
-        return Overloaded(why, self._admission.retry_after) if cut else DeadlineExceeded(why)
 
     def _ended_by_what_is_known(self, job: Job) -> bool:
         """End a waiting job if its image is known to hang or crash, or if it is too late for it."""
         now = self._loop.time()
-        known = self._recall(job)
+        known = self._suspicion.known(job, now)
         if known is None and self._admission.too_late(job, now):
             known = DeadlineExceeded(
                 f"no worker was free within {now - job.arrived:.1f} s; what is left is less than"
@@ -409,12 +366,13 @@ class Service:
             self._admission.finished(job)
             self._end(job, outcome)
 
+    def _end_unheard(self, job: Job) -> None:
+        self._end(job, ShuttingDown("the client left"), counted="left")
+
     def _end(self, job: Job, outcome: Outcome, *, counted: str = "") -> None:
         """The one place where a job ends: its timer, its descriptor, its count, its answer."""
         job.ended = True
-        timer = self._timers.pop(job.id, None)
-        if timer is not None:
-            timer.cancel()
+        self._deadlines.forget(job)
         job.image.close()
         self._jobs.discard(job)
         now = self.last_active = self._loop.time()

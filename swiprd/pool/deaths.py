@@ -1,4 +1,4 @@
-"""How a worker ended, and whose fault that was. Pure."""
+"""How a worker ended, whose fault that was, and what becomes of the image that it had."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ import os
 import signal
 from dataclasses import dataclass
 from enum import Enum
+
+from swiprctl.errors import BadImage, LoadingFailed, SwiprError, WorkerCrashed
+from swiprd.pool.job import Job
+
+MAX_CRASHES = 2
+"""Workers that may die by themselves with the same image, before it is to blame."""
+
+MAX_KILLS = 5
+"""Workers that may be killed from outside (an operator, the OOM killer) with the same image."""
 
 
 class Fault(Enum):
@@ -43,3 +52,25 @@ def death_of(status: int | None) -> Death:
     if number == signal.SIGPROF:
         return Death(name, Fault.DECODER)
     return Death(name, Fault.NOBODY if number == signal.SIGKILL else Fault.IMAGE)
+
+
+def judge(job: Job, death: Death, max_decode: float) -> SwiprError | None:
+    """Count a worker's end against the job that it had; say what ends the job, if that does.
+
+    Args:
+        max_decode: seconds of processor time that a decoder has.
+    """
+    if not job.threads:
+        return None  # one of a batch: any of them may be to blame
+    if death.fault is Fault.DECODER:
+        return BadImage(f"its decoder takes more than {max_decode:g} s of processor time")
+    if death.fault is Fault.NOBODY:
+        job.kills += 1
+    else:
+        job.crashes += 1
+    if job.crashes < MAX_CRASHES and job.kills < MAX_KILLS:
+        return None
+    if death.fault is Fault.WEIGHTS:
+        return LoadingFailed(f"the model's workers die of {death.how}")
+    died = job.crashes + job.kills
+    return WorkerCrashed(f"{died} workers died with this image, the last of {death.how}")

@@ -31,6 +31,7 @@ class Job:
             monotonic; 0: that is not so.
         suspect: it, or another with the same image, has been: it waits until nobody else does.
         ran: seconds of its longest time in a worker in vain; of processor time, if it computed.
+        unheard: its client has left.
         computed: seconds of processor time that its worker had had before.
     """
 
@@ -50,5 +51,6 @@ class Job:
     overdue: float = 0.0
     suspect: bool = False
     ran: float = 0.0
+    unheard: bool = False
     computed: float = 0.0
     ended: bool = field(default=False)

@@ -10,23 +10,17 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
-from swiprctl.errors import BadImage, DeadlineExceeded, LoadingFailed, SwiprError, WorkerCrashed
+from swiprctl.errors import DeadlineExceeded, LoadingFailed, SwiprError
 from swiprctl.protocol import Reply
 from swiprd.folder.canary import Canary
 from swiprd.pool import stragglers
-from swiprd.pool.deaths import Death, Fault
+from swiprd.pool.deaths import Death, Fault, judge
 from swiprd.pool.handles import Worker
 from swiprd.pool.job import Job
 from swiprd.pool.recycling import RecyclingLimits
 from swiprd.pool.stragglers import UsualTime
 from swiprd.pool.supervisor import Shape, Supervisor
 from swiprd.system.proc import is_stopped, processor_time
-
-MAX_CRASHES = 2
-"""Workers that may die by themselves with the same image, before it is to blame."""
-
-MAX_KILLS = 5
-"""Workers that may be killed from outside (an operator, the OOM killer) with the same image."""
 
 
 class Owner(Protocol):
@@ -101,7 +95,8 @@ class Pool:
         """Give waiting jobs to idle workers, a batch at most to each; and suspects to others."""
         staff = self.staff
         while (worker := self._free()) is not None and (job := self._owner.peek()) is not None:
-            if staff.busy >= staff.shape.workers and not self._have_way_given():
+            full = staff.busy >= staff.shape.workers
+            if full and not self._have_way_given():
                 return
             batch = self._take_batch(job)
             threads = staff.shape.threads
@@ -112,6 +107,8 @@ class Pool:
             left = min(job.deadline for job in batch) - self._loop.time()
             patience = self._usual.patience(left, crowded=crowded)
             self._loop.call_later(patience, self._overdue, worker, batch)
+            if full:
+                staff.fill()
         while (worker := self._free()) is not None and self._owner.peek() is None:
             suspect = self._owner.peek_suspect()
             if suspect is None or (
@@ -122,9 +119,9 @@ class Pool:
             self._give(worker, [suspect], staff.shape.threads)
             self._is_overdue(worker, suspect)
 
-    def expire(self, job: Job, why: str = "deadline") -> None:
-        """A running job has ended: kill its worker; its neighbours run again."""
-        self._kill(job, why)
+    def expire(self, job: Job) -> None:
+        """A running job's time is over: kill its worker; its neighbours run again."""
+        self._kill(job, "deadline")
         self.staff.fill()
         self.dispatch()
 
@@ -163,27 +160,14 @@ class Pool:
         """See `supervisor.Employer`. Of a batch nobody is blamed: each is tried again alone."""
         for job in reversed(jobs):  # each goes back to the head of the queue: the first one last
             self._forget(job)
-            if job.threads and death.fault is not Fault.NOBODY:
-                job.crashes += 1
-            elif job.threads:
-                job.kills += 1
-            if job.threads and death.fault is Fault.DECODER:
-                most = self._limits["max_decode"]
-                error: SwiprError = BadImage(
-                    f"its decoder takes more than {most:g} s of processor time"
-                )
-                self._owner.condemned(job, error)
-            elif job.crashes < MAX_CRASHES and job.kills < MAX_KILLS:
+            error = judge(job, death, self._limits["max_decode"])
+            if error is None:
                 job.alone = True
                 job.started = job.overdue = 0.0
                 self._owner.again(job)
             elif death.fault is Fault.WEIGHTS:
-                self._owner.failed(job, LoadingFailed(f"the model's workers die of {death.how}"))
+                self._owner.failed(job, error)
             else:
-                died = job.crashes + job.kills
-                error = WorkerCrashed(
-                    f"{died} workers died with this image, the last of {death.how}"
-                )
                 self._owner.condemned(job, error)
 
     def someone_idle(self) -> None:
@@ -272,25 +256,22 @@ class Pool:
         job.alone = job.suspect = True
         job.started = job.overdue = 0.0
         self._owner.again(job)
-        self.staff.fill()
         return True
 
     def _have_ended(self, suspect: Job) -> bool:
         """End a job that has had its time in vain, if there is one, to try another suspect."""
-        now = self._loop.time()
         stuck = self._stuck()
         hanging = [job for job in stuck if stragglers.hangs(*self._times(job))]
-        job = stragglers.proved(stuck, hanging, suspect, now)
+        job = stragglers.proved(stuck, hanging, suspect, self._loop.time())
         if job is None:
             return False
-        ran = now - job.started
+        ran = self.effort(job)
         self._kill(job, "it takes long, and others are to be tried in its place")
         error = DeadlineExceeded(
             f"not done after {ran:.1f} s in a worker, when others like it were waiting; its worker"
             " was killed"
         )
         self._owner.condemned(job, error, ran)
-        self.staff.fill()
         return True
 
     def _kill(self, job: Job, why: str) -> None:

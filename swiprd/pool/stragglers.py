@@ -73,7 +73,7 @@ def giving_way(stuck: Sequence[Job]) -> Job | None:
     go before all others.
     """
     held = Counter(job.uid for job in stuck)
-    return max(stuck, key=lambda job: (job.ended, held[job.uid], job.started), default=None)
+    return max(stuck, key=lambda job: (job.unheard, held[job.uid], job.started), default=None)
 
 
 def proved(stuck: Sequence[Job], hanging: Sequence[Job], waits: Job, now: float) -> Job | None:
@@ -89,5 +89,5 @@ def proved(stuck: Sequence[Job], hanging: Sequence[Job], waits: Job, now: float)
         if now - job.started >= proof(job)
         and (job.uid == waits.uid or held[job.uid] > held[waits.uid])
     ]
-    left = [job for job in stuck if job.ended]
+    left = [job for job in stuck if job.unheard]
     return max(left or enough, key=lambda job: (held[job.uid], -job.started), default=None)

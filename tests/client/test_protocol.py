@@ -97,6 +97,19 @@ def test_messages_make_and_read_the_golden_frames() -> None:
     assert isinstance(reply.error, BadRequest)
 
 
+def test_what_a_request_may_ask_for_besides() -> None:
+    request = Request(1, "predict")
+    request.labels, request.alive = "pets@1", True
+    (frame,) = fed(request.encode(), 1000)
+    assert frame.fields == {"id": 1, "op": "predict", "labels": "pets@1", "alive": True}
+    found = Request.parse(frame.fields)
+    assert (found.labels, found.alive) == ("pets@1", True)
+    found = Request.parse({"id": 1, "op": "predict", "alive": "yes"})
+    assert (found.labels, found.alive) == (None, False)
+    with pytest.raises(BadRequest, match="labels: expected a model's id, found 7"):
+        Request.parse({"id": 1, "op": "predict", "labels": 7})
+
+
 ids = st.integers(0, 2**63 - 1)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import StartDaemon
-from daemonprocess import DaemonProcess
+from daemonprocess import DaemonProcess, wait_until
 from daemonprocess import Peer as Wire
 from peer import Connection, Peer
 
@@ -35,8 +35,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Little patience with a daemon of which nothing is heard."""
     monkeypatch.setattr(dialer, "SLOW_START", 0.1)
     monkeypatch.setattr(dialer, "SILENT", 0.3)
-    monkeypatch.setattr(dialer, "QUESTION_PATIENCE", 0.8)
-    monkeypatch.setattr(dialer, "IMAGE_PATIENCE", 1.0)
+    monkeypatch.setattr(dialer, "QUESTION_PATIENCE", 1.5)
+    monkeypatch.setattr(dialer, "IMAGE_PATIENCE", 2.0)
 
 
 ASK: dict[str, Callable[[Client], object]] = {
@@ -73,7 +73,7 @@ def test_one_of_which_nothing_is_heard_is_given_up(
     with (
         Peer(tmp_path / "s", silent),
         Client(path, notify=told.append) as client,
-        pytest.raises(NoDaemon, match=rf"nothing .* {path} for [01](\.\d+)? s"),
+        pytest.raises(NoDaemon, match=rf"nothing .* {path} for [12](\.\d+)? s"),
     ):
         ask(client)
     assert "waiting for the daemon" in told[0]
@@ -210,10 +210,12 @@ def ask(peer: Wire, **fields: object) -> None:
 
 def loading(start_daemon: StartDaemon) -> DaemonProcess:
     daemon = start_daemon()
-    until = time.monotonic() + 30
-    while not daemon.path.exists():
-        assert time.monotonic() < until
-        time.sleep(0.01)
+
+    def listens() -> bool:
+        with socket.socket(socket.AF_UNIX) as tried:
+            return tried.connect_ex(str(daemon.path)) == 0
+
+    wait_until(listens, "it listens")
     return daemon
 
 
@@ -238,12 +240,14 @@ def test_a_stopped_one_is_told_from_one_that_loads(
     start_daemon: StartDaemon, monkeypatch: pytest.MonkeyPatch, photos: list[bytes]
 ) -> None:
     monkeypatch.setattr(dialer, "QUESTION_PATIENCE", 3.0)
-    monkeypatch.setattr(dialer, "IMAGE_PATIENCE", 3.0)
+    monkeypatch.setattr(dialer, "IMAGE_PATIENCE", 5.0)
+    monkeypatch.setattr(dialer, "SILENT", 4.0)  # a busy host's front may need a while to get up
     told: list[str] = []
     with Client(str(loading(start_daemon).path), notify=told.append) as client:
         client.predict(photos[0])
     assert "stuck" not in "".join(told)
     daemon = start_daemon().wait_ready()
+    monkeypatch.setattr(dialer, "SILENT", 2.0)
     with Client(str(daemon.path), notify=told.append) as client:
         client.predict(photos[0])
         os.kill(daemon.pid, signal.SIGSTOP)

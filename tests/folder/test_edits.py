@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from daemonprocess import PATIENCE, is_alive, signal_if_there, wait_until
+from daemonprocess import PATIENCE, is_alive, is_intake, signal_if_there, wait_until
 from modelfolders import make_folder, photo
 
 from swiprctl import Client
@@ -68,7 +68,8 @@ class Desk:
                 words = Path(f"/proc/{name}/cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if b"--private" in words and os.fsencode(self.model) in words and is_alive(int(name)):
+            front = b"--private" in words and os.fsencode(self.model) in words
+            if front and is_alive(int(name)) and not is_intake(int(name)):
                 found.append(int(name))
         return found
 

