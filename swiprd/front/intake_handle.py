@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from swiprctl.errors import Overloaded, SwiprError
@@ -20,43 +21,69 @@ _IDLE = 60.0  # seconds that an intake stays without work: the next request need
 _RETRY = 0.1  # seconds after which a client tries again where an intake was killed
 
 
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """A client's message that carries a descriptor, and waits in its socket.
+
+    Attributes:
+        size: bytes up to its end.
+        received: called once, when the socket can be read again; with an error, where the
+            connection cannot go on.
+    """
+
+    socket: socket.socket
+    size: int
+    received: Callable[[SwiprError | None], None]
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection is closed: there is nothing to receive from."""
+        return self.socket.fileno() < 0
+
+
 class Take:
-    """An order: receive from a client."""
+    """An order: receive a message, and hand its file on.
+
+    Args:
+        given_up: called if nobody wants the file any more and no intake has been told to take it.
+    """
 
     def __init__(
         self,
         ticket: int,
-        sock: socket.socket,
-        size: int,
-        received: Callable[[SwiprError | None], None],
+        message: Message,
         budget: ByteBudget,
+        given_up: Callable[[Take], None],
     ) -> None:
         self.ticket = ticket
-        self.attachment = Attachment(self._released)
+        self.message = message
+        self.attachment = Attachment(self._released, self._abandoned)
         self._budget = budget
+        self._given_up = given_up
         self._copied = 0
-        self._socket = sock
-        self._size = size
-        self._received = received
         self._told = False
         self._handle: Handle | None = None
 
     @property
     def moot(self) -> bool:
-        """Whether the connection is closed: there is nothing to receive from."""
-        return self._socket.fileno() < 0
+        """Whether there is nothing to be done any more."""
+        return self.message.lost
 
     def send(self, handle: Handle, channel: Channel) -> None:
         """Give it to an intake."""
         self._handle = handle
-        fields: dict[str, object] = {"op": "take", "ticket": self.ticket, "size": self._size}
-        channel.send(encode(fields), self._socket.fileno())
+        order: dict[str, object] = {
+            "op": "take",
+            "ticket": self.ticket,
+            "size": self.message.size,
+        }
+        channel.send(encode(order), self.message.socket.fileno())
 
     def progressed(self, error: SwiprError | None = None) -> None:
         """The message has been received, or cannot be: tell the connection."""
         if not self._told:
             self._told = True
-            self._received(error)
+            self.message.received(error)
 
     def done(self, descriptor: int, identity: Identity | None, copied: int) -> None:
         """The intake has handed the file on, and keeps a duplicate until it is told to drop it.
@@ -84,6 +111,40 @@ class Take:
         self._budget.leave(self._copied)
         assert self._handle is not None  # it has handed on what is released
         self._handle.drop(self.ticket)
+
+    def _abandoned(self) -> None:
+        if self._handle is None:
+            self._given_up(self)
+
+
+class Discard:
+    """An order: receive a message that nobody wants, so that the next can be read."""
+
+    def __init__(self, ticket: int, message: Message) -> None:
+        self.ticket = ticket
+        self._message = message
+
+    @property
+    def moot(self) -> bool:
+        """Whether there is nothing to be done any more."""
+        return self._message.lost
+
+    def send(self, _handle: Handle, channel: Channel) -> None:
+        """Give it to an intake."""
+        order: dict[str, object] = {
+            "op": "discard",
+            "ticket": self.ticket,
+            "size": self._message.size,
+        }
+        channel.send(encode(order), self._message.socket.fileno())
+
+    def done(self) -> None:
+        """It has been received."""
+        self._message.received(None)
+
+    def fail(self, error: SwiprError) -> None:
+        """It cannot be received."""
+        self._message.received(error)
 
 
 class Identify:
@@ -128,7 +189,7 @@ class Bury:
         self._socket.close()
 
 
-Order = Take | Identify | Bury
+Order = Take | Discard | Identify | Bury
 
 
 class Handle:
@@ -201,6 +262,10 @@ class Handle:
         match order:
             case Take() if "error" in fields:
                 order.fail(parse_error(fields["error"]), broken=fields["broken"])
+            case Discard() if "error" in fields:
+                order.fail(parse_error(fields["error"]))
+            case Discard():
+                order.done()
             case Take():
                 self._kept += 1
                 order.done(frame.attachment, identity, fields["copied"])

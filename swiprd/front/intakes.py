@@ -19,7 +19,7 @@ from itertools import count
 
 from swiprctl.errors import Overloaded, SwiprError
 from swiprd.front.byte_budget import ByteBudget
-from swiprd.front.intake_handle import Bury, Handle, Identify, Order, Take
+from swiprd.front.intake_handle import Bury, Discard, Handle, Identify, Message, Order, Take
 from swiprd.system.attachment import Attachment
 from swiprd.system.log import log
 from swiprd.system.memfd import sealed_memfd
@@ -39,7 +39,8 @@ _OWN: _Key = ("bytes", 0)  # for images that came as bytes: it holds nobody's de
 class Intakes:
     """All of the front's.
 
-    Sockets are closed by intakes of their own: those for files may be stuck for good.
+    Sockets are closed, and messages discarded, by intakes that read no file: those that do may be
+    stuck for good.
 
     Args:
         limit: bytes of an image.
@@ -79,7 +80,10 @@ class Intakes:
             received: called once, when the socket can be read again; with an error, where the
                 connection cannot go on.
         """
-        order = Take(next(self._tickets), sock, size, received, self._budget)
+        message = Message(socket=sock, size=size, received=received)
+        order = Take(
+            next(self._tickets), message, self._budget, lambda order: self._give_up(uid, order)
+        )
         self._submit(("files", uid), order)
         return order.attachment
 
@@ -122,6 +126,13 @@ class Intakes:
                 handle.dismiss()
 
     # --- inside
+
+    def _give_up(self, uid: int, order: Take) -> None:
+        """A deadline has passed, and no intake was free: what comes behind it shall be read."""
+        waiting = self._waiting.get(("files", uid))
+        if waiting is not None and order in waiting:
+            waiting.remove(order)
+            self._submit(("sockets", uid), Discard(next(self._tickets), order.message))
 
     def _submit(self, key: _Key, order: Order) -> None:
         self._waiting.setdefault(key, deque()).append(order)

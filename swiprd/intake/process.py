@@ -13,6 +13,7 @@ that no worker ever waits for a strange file system either.
 
 Forked from the front; a thread closes. From the front, as frames of the wire:
     {op: take, ticket, size} + socket   receive that many bytes from a client, with what they carry
+    {op: discard, ticket, size} + socket    receive that, and close what comes
     {op: identify, ticket} + memfd      tell which image a memfd of the front's is
     {op: drop, ticket}                  close the duplicate
     {op: bury, ticket} + socket         close a client's socket, in which there may be descriptors
@@ -20,7 +21,7 @@ To the front:
     {ticket, received: true}            the client's socket can be read again; the file takes longer
     {ticket, copied, size, key} + descriptor    the image, the bytes of memory that it takes where
                                         it is a copy, and its identity (that alone for `identify`)
-    {ticket}                            the socket is closed
+    {ticket}                            the socket is closed, or the message discarded
     {ticket, error, broken}             the wire's error; `broken`: the connection cannot go on
 """
 
@@ -119,6 +120,8 @@ class Intake:
             match fields["op"]:
                 case "take" if descriptor is not None:
                     self._attempt(fields["ticket"], self._take, descriptor, fields["size"])
+                case "discard" if descriptor is not None:
+                    self._attempt(fields["ticket"], self._discard, descriptor, fields["size"])
                 case "identify" if descriptor is not None:
                     self._attempt(fields["ticket"], self._identify, descriptor)
                 case "drop":
@@ -169,6 +172,11 @@ class Intake:
         # A frame of a few dozen bytes: the kernel takes it whole or not at all.
         answer = encode({"ticket": ticket, "copied": copied, **_told(identity)})
         socket.send_fds(self._front, [answer], [descriptor])
+
+    def _discard(self, ticket: int, client: int, size: int) -> None:
+        with socket.socket(fileno=client) as sock:
+            self._close(self._received(sock, size))
+        self._tell({"ticket": ticket})
 
     def _received(self, client: socket.socket, size: int) -> int:
         """Receive exactly what the front has seen to be there.

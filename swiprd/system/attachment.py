@@ -41,7 +41,8 @@ class Attachment:
 
     Args:
         released: called once, when the front's descriptor of an attachment that was ready is
-            closed, or at once where there was none.
+            closed.
+        abandoned: called once, when it is closed while it is still coming.
 
     Attributes:
         state: how far it has come.
@@ -49,12 +50,17 @@ class Attachment:
         error: why it was refused.
     """
 
-    def __init__(self, released: Callable[[], None] = _nothing) -> None:
+    def __init__(
+        self,
+        released: Callable[[], None] = _nothing,
+        abandoned: Callable[[], None] = _nothing,
+    ) -> None:
         self.state = State.COMING
         self.identity: Identity | None = None
         self.error: SwiprError | None = None
         self._descriptor = -1
         self._released = released
+        self._abandoned = abandoned
         self._settled: Callable[[], None] = _nothing
         self._holders = 1
 
@@ -109,6 +115,8 @@ class Attachment:
             os.close(self._descriptor)
             self._descriptor = -1
             self._released()
+        elif was is State.COMING:
+            self._abandoned()
 
     def _settle(self, state: State) -> None:
         self.state = state

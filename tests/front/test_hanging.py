@@ -21,7 +21,7 @@ from daemonprocess import (
     own_children,
     wait_until,
 )
-from vitals import Vitals, send_rights, until_closed
+from vitals import Vitals, open_descriptors, send_rights, until_closed
 
 from swiprctl.errors import BadRequest, DeadlineExceeded, ShuttingDown
 from swiprctl.protocol import Request
@@ -142,6 +142,31 @@ def test_more_hang_than_there_are_intakes_for_a_uid(
     vitals.check()
 
 
+def test_each_request_on_a_connection_has_its_end(
+    start_daemon: StartDaemon, hanging: Path, photos: list[bytes]
+) -> None:
+    """Also behind one whose file no intake is free for."""
+    daemon = start_daemon().wait_ready()
+    vitals = Vitals(daemon, photos[0])
+    with (
+        daemon.connect() as peer,
+        opened(hanging / "read") as read,
+        opened(hanging / "good") as good,
+    ):
+        for identity in range(MOST + 3):
+            peer.send(identity, descriptor=read, timeout=1.0)
+        peer.send(99, "status")
+        replies = {reply.id: reply.error for reply in (peer.receive() for _ in range(MOST + 4))}
+        assert replies.pop(99) is None
+        assert all(isinstance(error, DeadlineExceeded) for error in replies.values()), replies
+        peer.send(100, descriptor=good, timeout=1.0)
+        assert isinstance(peer.receive().error, DeadlineExceeded)
+        fuseserver.release(hanging)
+        assert peer.ask(descriptor=good, timeout=20.0).error is not None  # its server is gone
+        rows(daemon, photos[0])
+    vitals.check()
+
+
 def test_closing_hangs_neither_the_front_nor_the_others(
     start_daemon: StartDaemon, hanging: Path, photos: list[bytes]
 ) -> None:
@@ -200,7 +225,10 @@ def test_nothing_of_a_killed_front_holds_its_clients(
         peer.send(1, descriptor=read, timeout=60.0)
         daemon.wait_status(lambda s: s["intakes"]["waiting"] == 1)
         hung = intakes(daemon)
-        assert hung
+        wait_until(
+            lambda: any("fuse/read" in name for pid in hung for name in open_descriptors(pid)),
+            "an intake has received it, and reads",
+        )
         daemon.process.kill()
         daemon.process.wait(20)
         with pytest.raises((EOFError, ConnectionResetError)):
