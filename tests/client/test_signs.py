@@ -22,8 +22,11 @@ from peer import Connection, Peer
 from swiprctl import Client, dialer
 from swiprctl.address import Address
 from swiprctl.errors import BadRequest, DeadlineExceeded, NoDaemon
-from swiprctl.protocol import Decoder, Reply, encode
+from swiprctl.protocol import Decoder, Frame, Reply, encode
+from swiprd.front.byte_budget import ByteBudget
 from swiprd.front.connection import Connection as ServerConnection
+from swiprd.front.fair_share import FairShare
+from swiprd.front.intakes import Intakes
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -268,12 +271,19 @@ def test_a_sign_that_is_not_read_is_not_followed_by_another() -> None:
     """Else a client that is away for long, its caller busy, would be one that does not read."""
 
     class Host:
-        def __getattr__(self, name: str) -> object:
-            return lambda *_: None
+        def __init__(self) -> None:
+            self.shares = FairShare()
+            self.shares.join(0)
+            self.budget = ByteBudget(1 << 20)
+            self.intakes = Intakes(1 << 20, self.budget)
+
+        def forget(self, connection: ServerConnection) -> None: ...
+
+        def handle(self, connection: ServerConnection, frame: Frame) -> None: ...
 
     async def scene() -> None:
         ours, theirs = socket.socketpair()
-        connection = ServerConnection(Host(), ours, 0)  # type: ignore[arg-type]
+        connection = ServerConnection(Host(), ours, 0)
         described: list[int] = []
 
         def state() -> dict[str, object]:
