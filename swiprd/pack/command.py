@@ -24,7 +24,7 @@ from swiprd.pack.formats import Format
 from swiprd.pack.labels import Named
 from swiprd.pack.plan import Plan
 from swiprd.pack.verify import Answer, prove, try_program
-from swiprd.pack.writer import LABELS, RoundRobin
+from swiprd.pack.writer import LABELS, Entry
 from swiprd.system import console
 from swiprd.system.console import OutputFailed
 
@@ -85,10 +85,10 @@ def _pack_weights(file: Path, form: Format, digest: str, options: argparse.Names
         raise Unclear("\n".join(missing))
     fit = made.fit
     lines = [
-        RoundRobin(key="architecture", value=fit.architecture, why=made.why["architecture"]),
-        *([RoundRobin(key="head", value=fit.head)] if fit.head != "default" else []),
-        *([RoundRobin(key="match", value=fit.match)] if fit.match != "name" else []),
-        RoundRobin(key="activation", value=made.activation, why=made.why["activation"]),
+        Entry(key="architecture", value=fit.architecture, why=made.why["architecture"]),
+        *([Entry(key="head", value=fit.head)] if fit.head != "default" else []),
+        *([Entry(key="match", value=fit.match)] if fit.match != "name" else []),
+        Entry(key="activation", value=made.activation, why=made.why["activation"]),
     ]
     with writer.making(options.output, replace=options.force, note=telling.warn) as place:
         _save(fit.tensors, place / _WEIGHTS, options.output)
@@ -120,8 +120,8 @@ def _pack_program(
     if missing:
         raise Unclear("\n".join(missing))
     lines = [
-        RoundRobin(key="architecture", value=form, why="a program: it carries code"),
-        RoundRobin(key="activation", value=activation, why=why),
+        Entry(key="architecture", value=form, why="a program: it carries code"),
+        Entry(key="activation", value=activation, why=why),
     ]
     with writer.making(options.output, replace=options.force, note=telling.warn) as place:
         opened.seek(0)
@@ -157,7 +157,7 @@ _CODE = (
 def _describe(
     place: Path,
     options: argparse.Namespace,
-    lines: list[RoundRobin],
+    lines: list[Entry],
     named: Named,
     recipe: preprocessing.Recipe,
     origin: str,
@@ -169,11 +169,11 @@ def _describe(
         value = LABELS
         (place / LABELS).write_text("".join(f"{one}\n" for one in named.labels), encoding="utf-8")
     every = [
-        RoundRobin(key="name", value=_name(options)),
+        Entry(key="name", value=_name(options)),
         *lines,
-        RoundRobin(key="labels", value=value, why=named.source),
-        RoundRobin(key="weights", value=weights),
-        RoundRobin(key="sha256", value=_digest(place / weights), why=f"of {weights}"),
+        Entry(key="labels", value=value, why=named.source),
+        Entry(key="weights", value=weights),
+        Entry(key="sha256", value=_digest(place / weights), why=f"of {weights}"),
     ]
     text = writer.describe(every, recipe.preprocess, recipe.source, origin)
     (place / "model.toml").write_text(text, encoding="utf-8")
