@@ -27,6 +27,7 @@ from swiprd.pack.verify import Answer, prove, try_program
 from swiprd.pack.writer import LABELS, Entry
 from swiprd.system import console
 from swiprd.system.console import OutputFailed
+from swiprd.system.reason import first_line
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _WEIGHTS = "weights.pth"
@@ -190,7 +191,7 @@ def _save(tensors: Tensors, weights: Path, output: Path) -> None:
         with weights.open("wb") as opened:
             torch.save(tensors, opened)
     except RuntimeError as error:
-        reason, cause = str(error).splitlines()[0], error.__context__
+        reason, cause = first_line(error), error.__context__
         if isinstance(cause, OSError):
             reason = cause.strerror or reason
         raise CannotWrite(f"{output}: {reason}") from None
