@@ -231,6 +231,7 @@ def test_the_wire_is_pure() -> None:
         *(
             "folder.canary",
             "pool.recycling",
+            "pool.shape_search",
             "pool.states",
             "pool.stragglers",
             "pool.thread_choice",
