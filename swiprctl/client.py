@@ -183,19 +183,84 @@ class Client:
                 pass
 
     def model(self) -> dict[str, object]:
-        """Describe the model: name, labels, activation, input, device, model (its id), versions."""
+        """Describe the model that serves, once one does.
+
+        Returns:
+            A map of these fields; a newer daemon may have more.
+
+            name: str, the model's name in model.toml.
+            model: str, its id: the name, "@" and 12 digits that change with its answers.
+            architecture: str, as in model.toml.
+            labels: list of str, in the order of the probabilities.
+            thresholds: list of float, one a label, or None: see swipr-model(5).
+            activation: str, "softmax", "sigmoid", "log_softmax" or "none".
+            input: map: resize (int, pixels, or None), edge (str, which edge that is), crop (int,
+                pixels), crops (int, how many of an image), exact (bool, False with `draft`).
+            device: str, "cpu" or "cuda".
+            folder: str, the model's folder, as the daemon sees it.
+            versions: map of str: of torch, torchvision, pillow, numpy, python.
+            max_timeout: float, seconds: the longest deadline that a request gets.
+
+        Raises:
+            LoadingFailed: there is no model; the message says why.
+        """
         return self._ask("model")
 
     def status(self) -> dict[str, object]:
-        """Tell how the daemon is: state, workers, queue, kills, uptime. Starts none."""
+        """Tell the daemon's state, at once, also while it loads. Starts no daemon.
+
+        Returns:
+            A map of these fields; a newer daemon may have more. Times are in seconds (float), the
+            rest of the numbers are counts (int), since the daemon's start unless it says otherwise.
+
+            state: str, "loading", "ready", "loading-failed" or "draining"; swiprd(8) explains them.
+            reason: str, a line that says more.
+            reload_error: str, why the last reload failed; empty if it did not.
+            pid: of the daemon's front. uptime: since it was started.
+            connections: clients that are connected now.
+            queue: map: waiting (requests that no worker has yet), total (those that wait or run),
+                limit (of total), oldest (how long the first has waited), by_uid (total of each; the
+                keys are str).
+            requests: map: outcomes (how many ended how: "ok", an error's code, or "left" where the
+                client did not wait), by_uid (how many each uid has had), refused (by the queue).
+            poison: map: remembered (images that hung or crashed a worker), refused (requests for
+                them).
+            latency: map, a histogram of arrival to answer of those that ended "ok": bounds (upper,
+                of all buckets but the last), counts (of each bucket alone), sum (of the times).
+            intakes: map: processes (there now), waiting (files and sockets that they work on, or
+                that wait for one).
+            model: str, the id of the model that serves; empty: none.
+
+            And while one serves, of its processes since it was loaded:
+
+            shape: map: workers, threads (of each), batch (images at most), alone (threads for an
+                image that nothing runs beside).
+            forkserver: map: pid, restarts.
+            workers: list of maps: number (unique), pid, state (str, "spawning", "warming", "idle",
+                "busy" or "gone"), age, answered (images and canaries), stuck (bool: its image takes
+                far longer than is usual). The list is empty where no model serves.
+            recycled: workers replaced as `max_requests` or `max_growth` says.
+            kills: map: total (workers that were killed or died), last (list of maps, at most five:
+                ago, worker (its number), why (str)).
+        """
         return self._ask("status", start=False)
 
     def ping(self) -> dict[str, object]:
-        """Have a known image go through a live worker, and its answer checked."""
+        """Have a known image go through a live worker, and its answer checked.
+
+        Returns:
+            A map: seconds (float, that it took), model (str, the id of the model).
+
+        Raises:
+            LoadingFailed: no model serves, or the answer is wrong.
+        """
         return self._ask("ping")
 
     def reload(self) -> dict[str, object]:
         """Have the model read anew; answers when it serves, or raises why it does not.
+
+        Returns:
+            A map: model (str, the id of the model that serves now).
 
         Raises:
             Forbidden: only root and the daemon's own uid may.

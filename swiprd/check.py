@@ -27,6 +27,7 @@ from swiprd.inference import decode, model
 from swiprd.inference.model import LoadedModel
 from swiprd.system import console
 from swiprd.system.imagefile import read_image_bytes
+from swiprd.system.reason import first_line
 
 EX_SOFTWARE = 70
 EX_CONFIG = 78
@@ -174,7 +175,7 @@ def _answer(loaded: LoadedModel, data: bytes) -> _Answer:
     try:
         answers = model.probabilities(loaded, crops.unsqueeze(0))
     except Exception as error:  # whatever a module or a program raises is news for its owner
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0][:300]
+        reason = first_line(error, 300)
         raise CheckFailed(f"the forward pass fails: {reason}", EX_SOFTWARE) from error
     return _Answer(
         row=tuple(answers[0].tolist()),

@@ -113,7 +113,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             type=_reader(name, kind),
             default=None,
             metavar={Path: "PATH", str: "NAME", int: "N", float: "SECONDS"}[kind],
-            help=_HELP[name],
+            help=_help(name),
         )
 
 
@@ -252,30 +252,53 @@ _KIND_NAMES: dict[type, str] = {
 }
 
 _HELP = {
-    "model": "the model's folder (default: the one that is shipped, focus, or the instance's)",
-    "device": "cpu, cuda or auto (default): a GPU where there is one",
-    "timeout": "a request's deadline, where it names none (default: 10)",
-    "max_timeout": "the longest deadline: what a request names beyond it is cut (default: as"
-    " timeout)",
-    "queue": "requests waiting and running (default: 128)",
-    "connections": "clients at a time (default: 256)",
-    "first_byte": "close a connection that says nothing for so long (default: 5)",
-    "stall": "close a connection that stops in the middle of a frame for so long (default: 5)",
-    "slow_reader": "close a connection that does not take its answers for so long (default: 5)",
-    "max_image": "bytes of an image's file (default: 64 MiB)",
-    "max_inline": "bytes of all inline images being received at once (default: 256 MiB)",
-    "max_pixels": "pixels of an image (default: 178956970)",
-    "max_decode": "processor time for decoding an image (default: 8)",
-    "idle_timeout": "leave after so long without a request (default: 0, never; 300 for an"
-    " instance; under systemd at least 60)",
-    "load_timeout": "a model must load and answer within (default: 300)",
-    "workers": "processes that work at once (default: calibrated)",
-    "threads": "threads of each worker (default: calibrated)",
-    "batch": "images a worker takes at once, of those that wait (default: calibrated)",
-    "worker_memory": "bytes that a worker may allocate for its images (default: no bound)",
-    "max_requests": "replace a worker after so many requests; 0: never (default: 0)",
-    "max_growth": "replace a worker that has grown by so many bytes; 0: never (default: 1024 MiB)",
-    "remember": "refuse an image that hung or crashed a worker for so long; 0: try it every time"
-    " (default: 300)",
-    "cache": "where calibrations are kept (default: $XDG_CACHE_HOME/swipr)",
+    "model": "the model's folder",
+    "device": "cpu, cuda or auto: a GPU where there is one",
+    "timeout": "a request's deadline, where it names none",
+    "max_timeout": "the longest deadline: what a request names beyond it is cut",
+    "queue": "requests waiting and running",
+    "connections": "clients at a time",
+    "first_byte": "close a connection that says nothing for so long",
+    "stall": "close a connection that stops in the middle of a frame for so long",
+    "slow_reader": "close a connection that does not take its answers for so long",
+    "max_image": "bytes of an image's file",
+    "max_inline": "bytes of all inline images being received at once",
+    "max_pixels": "pixels of an image",
+    "max_decode": "processor time for decoding an image",
+    "idle_timeout": "leave after so long without a request",
+    "load_timeout": "a model must load and answer within",
+    "workers": "processes that work at once",
+    "threads": "threads of each worker",
+    "batch": "images a worker takes at once, of those that wait",
+    "worker_memory": "bytes that a worker may allocate for its images",
+    "max_requests": "replace a worker after so many requests; 0: never",
+    "max_growth": "replace a worker that has grown by so many bytes; 0: never",
+    "remember": "refuse an image that hung or crashed a worker for so long; 0: try it every time",
+    "cache": "where calibrations are kept",
 }
+
+_OTHER_DEFAULTS = {
+    "model": f"the one that is shipped, {DEFAULT_MODEL.name}, or the instance's",
+    "max_timeout": "as timeout",
+    "idle_timeout": f"0, never; {INSTANCE_IDLE:g} for an instance; under systemd at least"
+    f" {LEAST_IDLE:g}",
+    "workers": "calibrated",
+    "threads": "calibrated",
+    "batch": "calibrated",
+    "worker_memory": "no bound",
+    "cache": "$XDG_CACHE_HOME/swipr",
+}
+"""Defaults that need more words than the value in `Settings` says."""
+
+
+def _help(name: str) -> str:
+    return f"{_HELP[name]} (default: {_OTHER_DEFAULTS.get(name) or _shown(_DEFAULTS[name])})"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, int) and value and value % (1 << 20) == 0:
+        return f"{value >> 20} MiB"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+_DEFAULTS = {field.name: field.default for field in fields(Settings)}

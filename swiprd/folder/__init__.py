@@ -1,1 +1,1 @@
-"""A model's folder, read and judged. Standard library only."""
+"""A model's folder, read and judged. Imports the standard library and system."""

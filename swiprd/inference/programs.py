@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import torch
 
 from swiprd.folder.toml_table import SpecError
+from swiprd.system.reason import first_line
 
 
 class ProgramError(Exception):
@@ -124,5 +125,4 @@ def load_exported(file: Path, opened: BinaryIO, crop: int, model_file: Path) -> 
 
 
 def _unreadable(file: Path, expected: str, error: Exception) -> SpecError:
-    reason = (str(error) or type(error).__name__).strip().splitlines()[0][:200]
-    return SpecError(file, "", expected, f"what cannot be read: {reason}")
+    return SpecError(file, "", expected, f"what cannot be read: {first_line(error)}")

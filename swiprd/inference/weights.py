@@ -14,6 +14,7 @@ import torch
 
 from swiprd.folder.toml_table import SpecError
 from swiprd.inference.pickle_scan import Unwanted, screen
+from swiprd.system.reason import first_line
 
 SAFETENSORS = ".safetensors"
 _RESAVE = "torch.save(torch.load(file, weights_only=True), file)"
@@ -40,7 +41,7 @@ def _load_safetensors(file: Path) -> dict[str, torch.Tensor]:
         with safetensors.safe_open(file, framework="pt", device="cpu") as opened:
             return {name: opened.get_tensor(name) for name in opened.offset_keys()}
     except Exception as error:  # SafetensorError, OSError, ValueError, and torch's for odd types
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        reason = first_line(error)
         raise SpecError(
             file, "", "a file of safetensors", f"what cannot be read: {reason}"
         ) from error
@@ -84,7 +85,7 @@ def _load_zip(file: Path) -> dict[str, torch.Tensor]:
         raise SpecError(file, "", f"{state_dict}, tensors only", found) from None
     except Exception as error:
         # A damaged file can make torch raise nearly anything.
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        reason = first_line(error)
         raise SpecError(file, "", state_dict, f"what cannot be read: {reason}") from error
     if not isinstance(state, dict):
         raise SpecError(file, "", state_dict, type(state).__name__)

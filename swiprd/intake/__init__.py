@@ -1,1 +1,4 @@
-"""The process that receives what one uid's clients pass. Standard library only."""
+"""The process that receives the descriptors of one uid's clients. Imports system.
+
+Besides that, the standard library and the wire.
+"""

@@ -27,6 +27,7 @@ import torch
 from swiprd.inference.pickle_scan import INERT, Unwanted, screen
 from swiprd.pack.errors import CannotOpen, NotWeights
 from swiprd.pack.formats import MAX_SIZE, Format, open_checkpoint
+from swiprd.system.reason import first_line
 
 _LEGACY_PICKLES = 5  # magic number, version, sizes of types, what was saved, names of storages
 
@@ -84,12 +85,12 @@ def read(file: Path, form: Format, digest: str | None = None) -> Any:
             raise NotWeights(f"{file}: {error}") from None
         except pickle.UnpicklingError as error:
             raise NotWeights(
-                f"{file}: a pickle of something else ({_first_line(error)}):"
+                f"{file}: a pickle of something else ({first_line(error)}):"
                 " torch.save(model.state_dict(), 'weights.pth') writes what can be read"
             ) from None
         except Exception as error:
             # A damaged file can make torch raise nearly anything.
-            reason = _first_line(error)
+            reason = first_line(error)
             raise NotWeights(
                 f"{file}: truncated or damaged: fetch it or save it again ({reason})"
             ) from error
@@ -174,10 +175,6 @@ def _read_safetensors(file: Path, copy: str) -> dict[str, torch.Tensor]:
     try:
         state: dict[str, torch.Tensor] = library.load_file(copy)
     except Exception as error:
-        reason = _first_line(error)
+        reason = first_line(error)
         raise NotWeights(f"{file}: not a whole safetensors file: {reason}") from error
     return state
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]

@@ -24,9 +24,10 @@ from swiprd.pack.formats import Format
 from swiprd.pack.labels import Named
 from swiprd.pack.plan import Plan
 from swiprd.pack.verify import Answer, prove, try_program
-from swiprd.pack.writer import LABELS, RoundRobin
+from swiprd.pack.writer import LABELS, Entry
 from swiprd.system import console
 from swiprd.system.console import OutputFailed
+from swiprd.system.reason import first_line
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _WEIGHTS = "weights.pth"
@@ -85,10 +86,10 @@ def _pack_weights(file: Path, form: Format, digest: str, options: argparse.Names
         raise Unclear("\n".join(missing))
     fit = made.fit
     lines = [
-        RoundRobin(key="architecture", value=fit.architecture, why=made.why["architecture"]),
-        *([RoundRobin(key="head", value=fit.head)] if fit.head != "default" else []),
-        *([RoundRobin(key="match", value=fit.match)] if fit.match != "name" else []),
-        RoundRobin(key="activation", value=made.activation, why=made.why["activation"]),
+        Entry(key="architecture", value=fit.architecture, why=made.why["architecture"]),
+        *([Entry(key="head", value=fit.head)] if fit.head != "default" else []),
+        *([Entry(key="match", value=fit.match)] if fit.match != "name" else []),
+        Entry(key="activation", value=made.activation, why=made.why["activation"]),
     ]
     with writer.making(options.output, replace=options.force, note=telling.warn) as place:
         _save(fit.tensors, place / _WEIGHTS, options.output)
@@ -120,8 +121,8 @@ def _pack_program(
     if missing:
         raise Unclear("\n".join(missing))
     lines = [
-        RoundRobin(key="architecture", value=form, why="a program: it carries code"),
-        RoundRobin(key="activation", value=activation, why=why),
+        Entry(key="architecture", value=form, why="a program: it carries code"),
+        Entry(key="activation", value=activation, why=why),
     ]
     with writer.making(options.output, replace=options.force, note=telling.warn) as place:
         opened.seek(0)
@@ -157,7 +158,7 @@ _CODE = (
 def _describe(
     place: Path,
     options: argparse.Namespace,
-    lines: list[RoundRobin],
+    lines: list[Entry],
     named: Named,
     recipe: preprocessing.Recipe,
     origin: str,
@@ -169,11 +170,11 @@ def _describe(
         value = LABELS
         (place / LABELS).write_text("".join(f"{one}\n" for one in named.labels), encoding="utf-8")
     every = [
-        RoundRobin(key="name", value=_name(options)),
+        Entry(key="name", value=_name(options)),
         *lines,
-        RoundRobin(key="labels", value=value, why=named.source),
-        RoundRobin(key="weights", value=weights),
-        RoundRobin(key="sha256", value=_digest(place / weights), why=f"of {weights}"),
+        Entry(key="labels", value=value, why=named.source),
+        Entry(key="weights", value=weights),
+        Entry(key="sha256", value=_digest(place / weights), why=f"of {weights}"),
     ]
     text = writer.describe(every, recipe.preprocess, recipe.source, origin)
     (place / "model.toml").write_text(text, encoding="utf-8")
@@ -190,7 +191,7 @@ def _save(tensors: Tensors, weights: Path, output: Path) -> None:
         with weights.open("wb") as opened:
             torch.save(tensors, opened)
     except RuntimeError as error:
-        reason, cause = str(error).splitlines()[0], error.__context__
+        reason, cause = first_line(error), error.__context__
         if isinstance(cause, OSError):
             reason = cause.strerror or reason
         raise CannotWrite(f"{output}: {reason}") from None

@@ -21,6 +21,7 @@ from swiprd.inference.model import load_model, probabilities
 from swiprd.inference.programs import load_exported, load_torchscript
 from swiprd.pack.errors import NotProven, NotWeights
 from swiprd.pack.formats import Format
+from swiprd.system.reason import first_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ def prove(folder: Path, trusted: Code | None = None) -> Answer:
     except Exception as error:
         # The module itself gives up, such as a pooling that finds nothing left of small crops; a
         # program may raise nearly anything.
-        raise NotProven(f"the model fails on a picture: {_first_line(error)}") from error
+        raise NotProven(f"the model fails on a picture: {_telling_line(error)}") from error
     if row.shape != (len(loaded.labels),):
         found = f"{list(row.shape)} outputs, where there are {len(loaded.labels)} labels"
         raise NotProven(found)
@@ -86,7 +87,7 @@ def try_program(
     except SpecError as error:
         raise NotWeights(str(error).replace("--crop: preprocess.crop:", "--crop:")) from None
     except Exception as error:  # a script's assert, an export's guard: nearly anything
-        raise NotWeights(f"{file}: fails on pictures: {_first_line(error)}") from error
+        raise NotWeights(f"{file}: fails on pictures: {_telling_line(error)}") from error
     count = outputs.shape[1]
     if _are_probabilities(outputs):
         return count, "none", "what comes out are probabilities already"
@@ -102,9 +103,11 @@ def _are_probabilities(rows: torch.Tensor) -> bool:
     return bool((rows >= 0).all()) and torch.allclose(rows.sum(dim=1), ones, rtol=0, atol=1e-4)
 
 
-def _first_line(error: Exception) -> str:
-    lines = [one for one in str(error).splitlines() if one.strip()] or [type(error).__name__]
-    return lines[-1].strip() if isinstance(error, torch.jit.Error) else lines[0].strip()
+def _telling_line(error: Exception) -> str:
+    """The line that says what is wrong: TorchScript's errors have it last, behind a traceback."""
+    if isinstance(error, torch.jit.Error) and (text := str(error).strip()):
+        return text.splitlines()[-1].strip()
+    return first_line(error, 1000)
 
 
 def _picture(seed: int = 0) -> bytes:

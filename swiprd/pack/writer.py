@@ -29,7 +29,7 @@ _ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoundRobin:
+class Entry:
     """A key of model.toml with its value and where that is from."""
 
     key: str
@@ -162,7 +162,7 @@ def check_place(folder: Path, *, replace: bool) -> None:
         raise CannotCreate(f"{folder}: is no model's folder, and is not replaced")
 
 
-def describe(lines: Sequence[RoundRobin], preprocess: Preprocess, source: str, origin: str) -> str:
+def describe(lines: Sequence[Entry], preprocess: Preprocess, source: str, origin: str) -> str:
     """Write model.toml.
 
     Args:
@@ -172,7 +172,7 @@ def describe(lines: Sequence[RoundRobin], preprocess: Preprocess, source: str, o
     # A name from a stranger's file cannot end a comment once it is cleaned.
     texts = [f"# Made by swiprd pack from {clean(origin)}", *map(_line, lines)]
     texts += ["", f"[preprocess]  # as {clean(source)}"]
-    texts += [_line(RoundRobin(key=key, value=value)) for key, value in _keys(preprocess)]
+    texts += [_line(Entry(key=key, value=value)) for key, value in _keys(preprocess)]
     return "\n".join(texts) + "\n"
 
 
@@ -191,7 +191,7 @@ def _keys(preprocess: Preprocess) -> Iterator[tuple[str, object]]:
     yield "std", list(preprocess.std)
 
 
-def _line(line: RoundRobin) -> str:
+def _line(line: Entry) -> str:
     # Of strings, numbers and lists of numbers JSON's text is TOML's.
     text = f"{line.key} = {json.dumps(line.value, ensure_ascii=False)}"
     return f"{text}  # {clean(line.why)}" if line.why else text

@@ -1,1 +1,4 @@
-"""Keeps the forkserver and the workers alive, in the front's process. No torch, no numpy."""
+"""Keeps the forkserver and the workers alive, in the front's process. No torch, no numpy.
+
+Imports config, folder and system.
+"""

@@ -1,1 +1,1 @@
-"""What made the shipped models. No package installs it."""
+"""What made the shipped models. No package installs it. Imports torch, inference and folder."""

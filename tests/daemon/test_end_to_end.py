@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import socket as sockets
 import subprocess
@@ -20,6 +21,7 @@ from daemonprocess import PATIENCE, DaemonProcess, is_alive, wait_until
 from modelfolders import CLASSES, make_folder, make_module, photo
 from PIL import Image
 
+from swiprctl import Client
 from swiprd.inference.torchvision_import import import_torchvision
 
 pytestmark = pytest.mark.timeout(120)
@@ -182,6 +184,17 @@ class TestRows:
         assert rows[0] != rows[1]
 
 
+def field_names(fields: object) -> set[str]:
+    """The names in a map, and in the maps and lists in it; of counts by name, none."""
+    if isinstance(fields, list):
+        return {name for item in fields for name in field_names(item)}
+    if not isinstance(fields, dict):
+        return set()
+    free = ("by_uid", "outcomes", "versions")
+    inner = (field_names(value) for name, value in fields.items() if name not in free)
+    return set(fields).union(*inner)
+
+
 class TestQuestions:
     def test_status_model_and_ping_can_be_read(self, daemon: DaemonProcess) -> None:
         status = swiprctl("status", socket=daemon.path)
@@ -192,6 +205,13 @@ class TestQuestions:
         assert model["activation"] == "softmax"
         ping = swiprctl("ping", socket=daemon.path)
         assert (ping.returncode, ping.stderr) == (0, b"")
+
+    def test_every_field_of_them_is_documented(self, daemon: DaemonProcess) -> None:
+        for ask in (Client.status, Client.model, Client.ping):
+            with Client(str(daemon.path)) as client:
+                fields = ask(client)
+            for name in field_names(fields):
+                assert re.search(rf"\b{name}\b", ask.__doc__ or ""), f"{ask.__name__}: {name}"
 
     def test_the_client_has_no_extension_module_of_anyone_else(
         self, daemon: DaemonProcess, images: list[Path]

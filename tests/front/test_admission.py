@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    ModelSpec,
+    Bundle,
     RuleBasedStateMachine,
     consumes,
     invariant,
@@ -443,7 +443,7 @@ LIMIT = 6
 class Queueing(RuleBasedStateMachine):
     """Drive an Admission beside a model that knows only where each job must be."""
 
-    running = ModelSpec("running")
+    running = Bundle("running")
 
     def __init__(self) -> None:
         super().__init__()

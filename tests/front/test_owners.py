@@ -112,10 +112,10 @@ class TestFiles:
             100_010,
         ]
 
-        def never(_file: Path) -> list[str]:
+        def never(_file: Path, *_: object) -> None:
             raise AssertionError("it has not changed")
 
-        monkeypatch.setattr(owners, "_lines", never)
+        monkeypatch.setattr(Path, "open", never)
         known.refresh()
 
     def test_who_has_a_name_is_nobodys(self, tmp_path: Path) -> None:

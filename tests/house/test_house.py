@@ -224,7 +224,7 @@ def test_the_wire_is_pure() -> None:
         *("front.admission", "front.byte_budget", "front.poison", "front.round_robin"),
         *("front.short_deadlines", "front.stats", "front.suspicion", "folder.canary"),
         *("inference.jpeg_scans", "pool.recycling", "pool.states", "pool.stragglers"),
-        *("pool.thread_choice", "pool.typical"),
+        *("pool.shape_search", "pool.thread_choice", "pool.typical"),
     ],
 )
 def test_what_decides_is_pure(name: str) -> None:

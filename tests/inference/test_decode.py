@@ -84,11 +84,12 @@ def test_preprocess_equals_torchvision(width: int, height: int, mode: str, **key
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_mode_is_converted_as_pillow_does(mode: str) -> None:
+def test_every_mode_is_converted_as_pillow_does(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
     image = picture(40, 30, mode)
+    monkeypatch.setattr(Image, "open", lambda *_, **__: image)  # some modes no file has
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        converted = decode._to_rgb(image)
+        converted = decode.load_image(b"", PLAIN)
     assert converted.mode == "RGB"
     assert converted.tobytes() == image.convert("RGB").tobytes()
 
@@ -358,11 +359,13 @@ def test_sixteen_bits_of_grey_are_scaled(mode: str, format: str) -> None:
 
 def test_sixteen_bits_of_grey_are_rounded() -> None:
     levels = np.arange(65536, dtype=np.uint16).reshape(256, 256)
-    grey = np.asarray(decode._to_rgb(Image.frombytes("I;16", (256, 256), levels.tobytes())))[..., 0]
+    data = encoded(Image.frombytes("I;16", (256, 256), levels.tobytes()), "PNG")
+    grey = np.asarray(decode.load_image(data, PLAIN))[..., 0]
     assert np.array_equal(grey, np.round(levels / 257))
     wide = Image.fromarray(levels.astype(np.int32))
     assert wide.mode == "I"
-    assert np.array_equal(np.asarray(decode._to_rgb(wide))[..., 0], grey)
+    data = encoded(wide, "TIFF")
+    assert np.array_equal(np.asarray(decode.load_image(data, PLAIN))[..., 0], grey)
 
 
 def test_levels_without_a_scale_are_refused() -> None:
@@ -424,20 +427,30 @@ def test_beginnings_are_bad_images(data: bytes) -> None:
         decode.decode(data, PLAIN)
 
 
-@pytest.mark.parametrize("error", [MemoryError(), Image.DecompressionBombError("Image size (9)")])
-def test_some_errors_mean_too_large(error: Exception) -> None:
-    with pytest.raises(TooLarge), decode._decoding(100):
+def decode_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Decode with a Pillow that raises this."""
+
+    def fail(*_: object, **__: object) -> None:
         raise error
 
+    monkeypatch.setattr(Image, "open", fail)
+    decode.load_image(b"", PLAIN)
 
-def test_errors_without_a_text_and_with_a_long_one() -> None:
-    with pytest.raises(BadImage, match="cannot be decoded: KeyError"), decode._decoding(100):
-        raise KeyError
-    with pytest.raises(BadImage) as caught, decode._decoding(100):
-        raise ValueError("\x1b[31m" + "x" * 1000 + "\n")
+
+@pytest.mark.parametrize("error", [MemoryError(), Image.DecompressionBombError("Image size (9)")])
+def test_some_errors_mean_too_large(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    with pytest.raises(TooLarge):
+        decode_with(monkeypatch, error)
+
+
+def test_errors_without_a_text_and_with_a_long_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BadImage, match="cannot be decoded: KeyError"):
+        decode_with(monkeypatch, KeyError())
+    with pytest.raises(BadImage) as caught:
+        decode_with(monkeypatch, ValueError("\x1b[31m" + "x" * 1000 + "\n"))
     assert str(caught.value) == "cannot be decoded: [31m" + "x" * 116
-    with pytest.raises(KeyboardInterrupt), decode._decoding(100):
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        decode_with(monkeypatch, KeyboardInterrupt())
 
 
 def test_a_damaged_tiff_writes_nothing_to_the_log(capfd: pytest.CaptureFixture[str]) -> None:

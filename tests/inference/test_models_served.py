@@ -15,7 +15,7 @@ import torch
 from conftest import StartDaemon
 from daemonprocess import DaemonProcess
 from imagefiles import picture
-from test_fastai import FEATURES, lively, old_body, old_head
+from test_fastai_heads import FEATURES, lively, old_body, old_head
 from torch import nn
 
 from swiprd import trust

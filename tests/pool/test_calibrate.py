@@ -17,8 +17,10 @@ from daemonprocess import DaemonProcess, serving, wait_until
 
 from swiprd.config import Settings
 from swiprd.folder.spec import ModelSpec, load_spec
-from swiprd.pool import calibrate, trials
+from swiprd.pool import trials
+from swiprd.pool.calibrate import calibrate, calibration_file, choose_shape
 from swiprd.pool.pool import Shape
+from swiprd.pool.shape_search import search, spreads
 from swiprd.pool.trials import AT_ONCE, SHARE, Budget, Interrupted, Measurements, Tally
 
 pytestmark = pytest.mark.timeout(120)
@@ -45,7 +47,8 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def cores(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    monkeypatch.setattr(calibrate, "_cores", lambda: number)
+    """Have the host look as if it had so many."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(number)))
 
 
 def shape(workers: int, threads: int, batch: int = 1) -> Shape:
@@ -65,10 +68,9 @@ class TestSpreads:
         ],
     )
     def test_fewest_workers_first_and_never_more_threads_than_cores(
-        self, monkeypatch: pytest.MonkeyPatch, number: int, expected: list[tuple[int, int]]
+        self, number: int, expected: list[tuple[int, int]]
     ) -> None:
-        cores(monkeypatch, number)
-        found = calibrate._spreads(NOT_TOLD)
+        found = spreads(NOT_TOLD, number)
         assert found == [shape(*pair) for pair in expected]
         assert all(one.workers * one.threads <= number for one in found)
 
@@ -84,14 +86,12 @@ class TestSpreads:
         ],
     )
     def test_what_is_told_is_not_tried_otherwise(
-        self, monkeypatch: pytest.MonkeyPatch, told: dict[str, int | None], expected: Shape
+        self, told: dict[str, int | None], expected: Shape
     ) -> None:
-        cores(monkeypatch, 8)
-        assert calibrate._spreads(NOT_TOLD | told) == [expected]
+        assert spreads(NOT_TOLD | told, 8) == [expected]
 
-    def test_a_batch_that_is_told_goes_with_each(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        cores(monkeypatch, 2)
-        assert calibrate._spreads(NOT_TOLD | {"batch": 4}) == [shape(1, 2, 4), shape(2, 1, 4)]
+    def test_a_batch_that_is_told_goes_with_each(self) -> None:
+        assert spreads(NOT_TOLD | {"batch": 4}, 2) == [shape(1, 2, 4), shape(2, 1, 4)]
 
 
 class TestSearch:
@@ -114,7 +114,6 @@ class TestSearch:
     )
     def test_the_best_shape(
         self,
-        monkeypatch: pytest.MonkeyPatch,
         rates: dict[tuple[int, int, int], float],
         expected: tuple[int, int, int],
         alone: int,
@@ -123,8 +122,7 @@ class TestSearch:
             key = tried.workers, tried.threads, tried.batch
             return rates.get(key, rates.get((*key[:2], 1), 0.0))
 
-        cores(monkeypatch, 2)
-        best, rate = asyncio.run(calibrate._search(measure, NOT_TOLD))
+        best, rate = asyncio.run(search(measure, NOT_TOLD, 2))
         assert best == replace(shape(*expected), alone=alone)
         assert rate == rates[expected]
 
@@ -200,14 +198,14 @@ class TestInterruptions:
 class TestMemory:
     def test_what_is_remembered_comes_back(self, settings: Settings, spec: ModelSpec) -> None:
         best = shape(3, 2, 4)
-        assert calibrate._remembered(settings, spec) is None
-        calibrate._remember(settings, spec, best, {shape(1, 6): 10.0, best: 23.456})
-        assert calibrate._remembered(settings, spec) == best
-        assert calibrate.choose_shape(settings, spec) == best
+        assert calibration_file(settings, spec).read() is None
+        calibration_file(settings, spec).write(best, {shape(1, 6): 10.0, best: 23.456})
+        assert calibration_file(settings, spec).read() == best
+        assert choose_shape(settings, spec) == best
 
     def test_the_file_is_for_people_too(self, settings: Settings, spec: ModelSpec) -> None:
         best = shape(2, 1)
-        calibrate._remember(settings, spec, best, {shape(1, 2): 176.0, best: 338.125})
+        calibration_file(settings, spec).write(best, {shape(1, 2): 176.0, best: 338.125})
         assert settings.cache is not None
         (file,) = settings.cache.iterdir()
         assert file.name.startswith("v1.2-")
@@ -225,21 +223,21 @@ class TestMemory:
         self, monkeypatch: pytest.MonkeyPatch, settings: Settings, spec: ModelSpec
     ) -> None:
         cores(monkeypatch, 6)
-        assert calibrate.choose_shape(settings, spec) == shape(1, 6)
+        assert choose_shape(settings, spec) == shape(1, 6)
 
     def test_settings_win_over_the_models_folder_and_that_over_memory(
         self, settings: Settings, spec: ModelSpec
     ) -> None:
         spec = replace(spec, serve=replace(spec.serve, workers=3, threads=5))
         settings = replace(settings, workers=7)
-        calibrate._remember(settings, spec, shape(1, 1, 8), {})
-        assert calibrate.choose_shape(settings, spec) == shape(7, 5, 8)
+        calibration_file(settings, spec).write(shape(1, 1, 8), {})
+        assert choose_shape(settings, spec) == shape(7, 5, 8)
 
     @pytest.mark.parametrize("what", ["weights", "model.toml", "device", "told", "cores"])
     def test_another_model_or_host_has_a_memory_of_its_own(
         self, monkeypatch: pytest.MonkeyPatch, settings: Settings, spec: ModelSpec, what: str
     ) -> None:
-        calibrate._remember(settings, spec, shape(3, 2), {})
+        calibration_file(settings, spec).write(shape(3, 2), {})
         match what:
             case "weights":
                 spec.weights.write_bytes(b"other weights")
@@ -251,7 +249,7 @@ class TestMemory:
                 settings = replace(settings, batch=2)
             case "cores":
                 cores(monkeypatch, 999)
-        assert calibrate._remembered(settings, spec) is None
+        assert calibration_file(settings, spec).read() is None
 
     @pytest.mark.parametrize(
         "text",
@@ -287,14 +285,14 @@ class TestMemory:
         text: str | bytes,
     ) -> None:
         cores(monkeypatch, 2)
-        calibrate._remember(settings, spec, shape(2, 1), {})
-        calibrate._file(settings, spec).write_bytes(
+        calibration_file(settings, spec).write(shape(2, 1), {})
+        calibration_file(settings, spec).path().write_bytes(
             text if isinstance(text, bytes) else text.encode()
         )
-        assert calibrate._remembered(settings, spec) is None
-        assert calibrate.choose_shape(settings, spec) == shape(1, 2)
-        calibrate._remember(settings, spec, shape(2, 1), {})
-        assert calibrate._remembered(settings, spec) == shape(2, 1)
+        assert calibration_file(settings, spec).read() is None
+        assert choose_shape(settings, spec) == shape(1, 2)
+        calibration_file(settings, spec).write(shape(2, 1), {})
+        assert calibration_file(settings, spec).read() == shape(2, 1)
 
     @pytest.mark.parametrize("broken", ["not a folder", "full", "in the way"])
     def test_a_cache_that_cannot_be_written_is_a_warning(
@@ -307,23 +305,23 @@ class TestMemory:
             case "full":
                 settings = replace(settings, cache=Path("/dev/full"))
             case "in the way":
-                calibrate._file(settings, spec).mkdir(parents=True)
+                calibration_file(settings, spec).path().mkdir(parents=True)
         with caplog.at_level(logging.WARNING, "swiprd"):
-            calibrate._remember(settings, spec, shape(1, 1), {})
+            calibration_file(settings, spec).write(shape(1, 1), {})
         assert "the calibration could not be kept" in caplog.text
-        assert calibrate._remembered(settings, spec) is None
+        assert calibration_file(settings, spec).read() is None
 
     def test_all_told_nothing_is_measured(self, settings: Settings, spec: ModelSpec) -> None:
         told = replace(settings, workers=1, threads=1, batch=1)
         no_pool: Any = None  # so that any use of it fails
-        asyncio.run(calibrate.calibrate(no_pool, spec, told, lambda: True))
+        asyncio.run(calibrate(no_pool, spec, told, lambda: True))
 
     def test_what_is_remembered_is_not_measured_again(
         self, settings: Settings, spec: ModelSpec
     ) -> None:
-        calibrate._remember(settings, spec, shape(1, 1), {})
+        calibration_file(settings, spec).write(shape(1, 1), {})
         no_pool: Any = None
-        asyncio.run(calibrate.calibrate(no_pool, spec, settings, lambda: True))
+        asyncio.run(calibrate(no_pool, spec, settings, lambda: True))
 
 
 class TestDaemon:
@@ -396,7 +394,7 @@ class TestDaemon:
     ) -> None:
         cache = tmp_path / "cache"
         wide = replace(shape(1, 1), alone=2)
-        calibrate._remember(Settings(cache=cache), load_spec(tiny_model), wide, {wide: 1.0})
+        calibration_file(Settings(cache=cache), load_spec(tiny_model)).write(wide, {wide: 1.0})
         daemon = DaemonProcess(tmp_path / "one", "--cache", str(cache), model=tiny_model)
         try:
             daemon.wait_ready()
