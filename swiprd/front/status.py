@@ -40,7 +40,7 @@ def describe_staff(staff: Supervisor | None, now: float) -> dict[str, object]:
     if staff is None:
         return {"model": "", "workers": []}
     return {
-        "model": staff.described.get("model", ""),
+        "model": staff.loaded.model,
         "shape": asdict(staff.shape),
         "forkserver": {"pid": staff.pid, "restarts": staff.restarts},
         "workers": [

@@ -12,15 +12,25 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
 
 from swiprctl.errors import BadRequest
 from swiprctl.protocol import Frame, Reply, encode
 from swiprd.pool.job import Job
 from swiprd.pool.states import Event, State, after
 from swiprd.system.channel import Channel
+from swiprd.system.messages import (
+    Answer,
+    Fork,
+    Forked,
+    Limits,
+    Load,
+    Order,
+    Report,
+    Row,
+    parse_report,
+)
 
 _STATUS_WAIT = 1.0  # seconds that a dead worker's exit status may take, before it is "unknown"
 
@@ -58,7 +68,7 @@ class Worker:
         sock: socket.socket,
         *,
         on_forked: Callable[[Worker], None],
-        on_reply: Callable[[Worker, Job, Reply], None],
+        on_reply: Callable[[Worker, Job, Answer], None],
         on_gone: Callable[[Worker], None],
     ) -> None:
         self.number = number
@@ -89,14 +99,14 @@ class Worker:
             self.state = after(self.state, Event.FORKED)
             self._on_forked(self)
 
-    def give(self, jobs: Sequence[Job], limits: Mapping[str, float], threads: int) -> None:
-        """Hand over a batch. `limits`: max_bytes, max_pixels and max_decode of each image."""
+    def give(self, jobs: Sequence[Job], limits: Limits, threads: int) -> None:
+        """Hand over a batch. `limits` are those of each image."""
         if self.state is not State.WARMING:
             self.state = after(self.state, Event.GIVEN)
         for job in jobs:
             self.jobs[job.id] = job
-            frame = encode({"id": job.id, "size": len(jobs), "threads": threads, **limits})
-            self._channel.send(frame, job.image)
+            order = Order(id=job.id, size=len(jobs), threads=threads, limits=limits)
+            self._channel.send(encode(order.fields()), job.image)
 
     def kill(self, why: str) -> None:
         """SIGKILL the process, by pidfd, so that no other process can be hit."""
@@ -134,13 +144,14 @@ class Worker:
             # Not `kill()`: that is for the daemon's own reasons, and leaves the jobs to it.
             self._channel.close(BadRequest("it answered what it was not asked"))
             return
+        answer = Row.parse(reply.fields) if reply.error is None else reply.error
         del self.jobs[job.id]
         if not self.jobs:
             self.state = after(self.state, Event.ANSWERED)
             self.stuck = False
         self.answered += 1
         self.heard = asyncio.get_running_loop().time()
-        self._on_reply(self, job, reply)
+        self._on_reply(self, job, answer)
 
     def _closed(self, _error: Exception | None) -> None:
         if self.state is not State.GONE:
@@ -174,7 +185,7 @@ class Forkserver:
     """The forkserver process, started at once; reports through the callbacks.
 
     Args:
-        on_event: called with each message, and the descriptor that came with it or None.
+        on_event: called with each message, and the pidfd that comes with `Forked`, else None.
         on_gone: called once, when its end of the socket is closed and the process is reaped.
 
     Attributes:
@@ -182,7 +193,7 @@ class Forkserver:
     """
 
     def __init__(
-        self, *, on_event: Callable[[dict[str, Any], int | None], None], on_gone: Callable[[], None]
+        self, *, on_event: Callable[[Report, int | None], None], on_gone: Callable[[], None]
     ) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
@@ -205,21 +216,19 @@ class Forkserver:
         self._loop.add_reader(self._pidfd, self._died)
 
     def load(self, folder: str, device: str, memory: int | None) -> None:
-        """Have it import torch and load the model; answered by `loaded` or `failed`.
+        """Have it import torch and load the model; answered by `Loaded` or `Failed`.
 
         Args:
             memory: bytes that each worker may allocate; None: no bound.
         """
-        self._channel.send(
-            encode({"op": "load", "folder": folder, "device": device, "memory": memory})
-        )
+        command = Load(folder=folder, device=device, memory=memory)
+        self._channel.send(encode(command.fields()))
 
     def fork(self, worker: int) -> socket.socket:
-        """Order a worker; return the front's end of its socket. Answered by `forked`."""
+        """Order a worker; return the front's end of its socket. Answered by `Forked`."""
         ours, theirs = socket.socketpair()
         with theirs:
-            order = encode({"op": "fork", "worker": worker})
-            self._channel.send(order, theirs.fileno())
+            self._channel.send(encode(Fork(worker=worker).fields()), theirs.fileno())
         return ours
 
     def kill(self) -> None:
@@ -233,7 +242,15 @@ class Forkserver:
         self._channel.close()
 
     def _told(self, frame: Frame) -> None:
-        self._on_event(frame.fields, frame.attachment)
+        try:
+            event = parse_report(frame.fields)
+            if isinstance(event, Forked) is (frame.attachment is None):
+                raise BadRequest("a pidfd comes with a worker that was forked, and only then")
+        except BadRequest:
+            if frame.attachment is not None:
+                os.close(frame.attachment)
+            raise
+        self._on_event(event, frame.attachment)
 
     def _closed(self, _error: Exception | None) -> None:
         self._gone_if_both()

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
 
 from swiprctl.errors import LoadingFailed, SwiprError
-from swiprctl.protocol import Reply
 from swiprd.folder.canary import CANARY_LIMITS, Canary, WrongAnswer
 from swiprd.pool.handles import Worker
 from swiprd.pool.job import Job
 from swiprd.system.attachment import Attachment
 from swiprd.system.memfd import sealed_memfd
+from swiprd.system.messages import Answer
 
 
 class HealthCheck:
@@ -56,13 +55,12 @@ class HealthCheck:
         )
         worker.give([job], CANARY_LIMITS, threads=1)
 
-    def replied(self, reply: Reply) -> None:
+    def replied(self, answer: Answer) -> None:
         """The worker has answered: compare its row with what it must be."""
-        row: Any = reply.fields.get("probabilities", ())
         try:
-            if reply.error is not None:
-                raise WrongAnswer(str(reply.error))
-            self._canary.check(row)
+            if isinstance(answer, SwiprError):
+                raise WrongAnswer(str(answer))
+            self._canary.check(answer.probabilities)
         except WrongAnswer as error:
             self._end(LoadingFailed(f"the model answers the canary wrongly: {error}"))
         else:

@@ -158,7 +158,7 @@ class ModelManager:
         """
         pool, spec = self.current()
         return {
-            **describe_model(spec, pool.staff.described),
+            **describe_model(spec, pool.staff.loaded),
             "max_timeout": self._settings.ceiling,
         }
 
@@ -171,8 +171,8 @@ class ModelManager:
         if known is None or known == row["model"]:
             return row
         for pool, spec in self._specs.items():
-            if pool.staff.described["model"] == row["model"]:
-                labels = pool.staff.described["labels"]
+            if pool.staff.loaded.model == row["model"]:
+                labels = pool.staff.loaded.labels
                 return {**row, "labels": labels, "thresholds": spec.thresholds}
         return row
 
@@ -197,7 +197,7 @@ class ModelManager:
             try:
                 pool, spec = await self._load()
                 self._install(pool, spec)
-                return {"model": pool.staff.described["model"]}
+                return {"model": pool.staff.loaded.model}
             except LoadingFailed as error:
                 self._reload_failed(error)
                 raise
@@ -276,7 +276,7 @@ class ModelManager:
             self._spawn(self._retire(old))
         self.reload_error = ""
         if self.phase is not Phase.DRAINING:
-            self._enter(Phase.READY, f"serving {pool.staff.described['model']}")
+            self._enter(Phase.READY, f"serving {pool.staff.loaded.model}")
         self._court.installed(pool)
         self._spawn(calibrate(pool.staff, spec, self._settings, self._court.is_quiet))
 
@@ -289,7 +289,7 @@ class ModelManager:
         self.reload_error = str(error)
         log.error("reload failed: %s", error)
         if self.pool is not None and self.phase is Phase.READY:
-            old = self.pool.staff.described["model"]
+            old = self.pool.staff.loaded.model
             self.reason = f"serving {old}, as before: reload failed: {error}"
 
     def _enter(self, phase: Phase, reason: str) -> None:

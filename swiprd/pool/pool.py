@@ -7,11 +7,10 @@ that the job was to blame. The kill at a deadline is here; who replaces the kill
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Protocol
 
 from swiprctl.errors import BadImage, DeadlineExceeded, LoadingFailed, SwiprError, WorkerCrashed
-from swiprctl.protocol import Reply
 from swiprd.folder.canary import Canary
 from swiprd.pool import stragglers
 from swiprd.pool.deaths import Death, Fault
@@ -20,6 +19,7 @@ from swiprd.pool.job import Job
 from swiprd.pool.recycling import RecyclingLimits
 from swiprd.pool.stragglers import UsualTime
 from swiprd.pool.supervisor import Shape, Supervisor
+from swiprd.system.messages import Answer, Limits, Row
 from swiprd.system.proc import is_stopped, processor_time
 
 MAX_CRASHES = 2
@@ -41,11 +41,13 @@ class Owner(Protocol):
     def take(self, job: Job) -> None:
         """One of these runs."""
 
-    def answered(
-        self, job: Job, fields: dict[str, object], share: float, alone: float | None
-    ) -> None:
-        """A row; `share` is the seconds of the whole pool's time that it took, `alone` those that
-        it had a worker for itself, if it had."""
+    def answered(self, job: Job, row: Row, model: str, share: float, alone: float | None) -> None:
+        """A row, and the id of the model that gave it.
+
+        Args:
+            share: seconds of the whole pool's time that it took.
+            alone: seconds that it had a worker for itself; None: it was in a batch of several.
+        """
 
     def failed(self, job: Job, error: SwiprError) -> None:
         """A named error."""
@@ -74,8 +76,8 @@ class Pool:
         folder: str,
         device: str,
         shape: Shape,
-        limits: Mapping[str, float],
-        canary: Callable[[dict[str, Any]], Canary],
+        limits: Limits,
+        canary: Canary,
         ids: Iterator[int],
         memory: int | None,
         wear: RecyclingLimits,
@@ -140,24 +142,22 @@ class Pool:
 
     # --- what the supervisor tells
 
-    def replied(self, job: Job, reply: Reply) -> None:
+    def replied(self, job: Job, answer: Answer) -> None:
         """See `supervisor.Employer`."""
         self._forget(job)
-        if reply.error is not None:
-            self._owner.failed(job, reply.error)
+        if isinstance(answer, SwiprError):
+            self._owner.failed(job, answer)
             return
         if job.threads:
-            infer: Any = reply.fields["infer"]
-            self.staff.threads.learn(job.threads, infer)
+            self.staff.threads.learn(job.threads, answer.infer)
         shape = self.staff.shape
         seconds = self._loop.time() - job.started
         self._usual.learn(seconds)
         # Once it was overdue another worker stood in for its own: then it kept nobody waiting.
         held = job.overdue - job.started if job.overdue else seconds
-        fields = {**reply.fields, "model": self.staff.described["model"]}
-        self._owner.answered(
-            job, fields, held / (shape.workers * shape.batch), seconds if job.threads else None
-        )
+        share = held / (shape.workers * shape.batch)
+        alone = seconds if job.threads else None
+        self._owner.answered(job, answer, self.staff.loaded.model, share, alone)
 
     def left(self, jobs: list[Job], death: Death) -> None:
         """See `supervisor.Employer`. Of a batch nobody is blamed: each is tried again alone."""
@@ -168,7 +168,7 @@ class Pool:
             elif job.threads:
                 job.kills += 1
             if job.threads and death.fault is Fault.DECODER:
-                most = self._limits["max_decode"]
+                most = self._limits.max_decode
                 error: SwiprError = BadImage(
                     f"its decoder takes more than {most:g} s of processor time"
                 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from swiprctl.errors import LoadingFailed
@@ -17,6 +16,7 @@ from swiprd.pool.calibrate import choose_shape
 from swiprd.pool.pool import Owner, Pool
 from swiprd.pool.recycling import RecyclingLimits
 from swiprd.system.log import log
+from swiprd.system.messages import Limits
 
 Signature = tuple[tuple[str, int, int], ...]
 
@@ -42,12 +42,12 @@ async def load(
         folder=str(spec.folder),
         device=settings.device,
         shape=choose_shape(settings, spec),
-        limits={
-            "max_bytes": settings.max_image,
-            "max_pixels": settings.max_pixels,
-            "max_decode": settings.max_decode,
-        },
-        canary=lambda described: replace(canary, classes=len(described["labels"])),
+        limits=Limits(
+            max_bytes=settings.max_image,
+            max_pixels=settings.max_pixels,
+            max_decode=settings.max_decode,
+        ),
+        canary=canary,
         ids=ids,
         memory=settings.worker_memory,
         wear=RecyclingLimits(requests=settings.max_requests, growth=settings.max_growth),
@@ -64,7 +64,7 @@ async def load(
     except BaseException:
         await close(pool, pools)
         raise
-    log.info("%s has answered the canary", pool.staff.described["model"])
+    log.info("%s has answered the canary", pool.staff.loaded.model)
     return pool, spec
 
 

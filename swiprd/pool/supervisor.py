@@ -12,10 +12,10 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Protocol
+from typing import Protocol
 
 from swiprctl.errors import LoadingFailed
-from swiprctl.protocol import DEFAULT_TIMEOUT, Reply
+from swiprctl.protocol import DEFAULT_TIMEOUT
 from swiprd.folder.canary import Canary
 from swiprd.pool import stragglers
 from swiprd.pool.deaths import Death, Fault, death_of
@@ -26,6 +26,7 @@ from swiprd.pool.recycling import RecyclingLimits
 from swiprd.pool.states import Backoff, State
 from swiprd.pool.thread_choice import Threads
 from swiprd.system.log import log
+from swiprd.system.messages import Answer, Exited, Failed, Forked, Loaded, NotForked, Report
 from swiprd.system.proc import own_memory
 
 MAX_KILLED_LOADS = 3
@@ -59,7 +60,7 @@ class Shape:
 class Employer(Protocol):
     """What the supervisor tells whoever gives its workers work."""
 
-    def replied(self, job: Job, reply: Reply) -> None:
+    def replied(self, job: Job, answer: Answer) -> None:
         """A worker has answered a job that it was given."""
 
     def left(self, jobs: list[Job], death: Death) -> None:
@@ -76,14 +77,13 @@ class Supervisor:
     """Make it, `await start()`, then give idle workers work.
 
     Args:
-        canary: makes the canary from what the forkserver says of the model.
+        canary: how many labels there are is put into it once the model is loaded.
         ids: where jobs get their ids from.
         memory: bytes that a worker may allocate on top of what it begins with; None: no bound.
         wear: when a worker is replaced.
 
     Attributes:
         threads: how many the next batch gets that nothing runs beside.
-        described: what the forkserver said of the model: labels, model, versions, device.
         kills: (loop time, worker's number, why) of the last workers that did not leave by
             themselves; `killed` counts all of them.
         restarts: forkservers started after the first.
@@ -97,7 +97,7 @@ class Supervisor:
         folder: str,
         device: str,
         shape: Shape,
-        canary: Callable[[dict[str, Any]], Canary],
+        canary: Canary,
         ids: Iterator[int],
         memory: int | None,
         wear: RecyclingLimits,
@@ -105,7 +105,7 @@ class Supervisor:
         self._employer = employer
         self._folder = folder
         self._device = device
-        self._make_canary = canary
+        self.canary = canary
         self._ids = ids
         self._memory = memory
         self._wear = wear
@@ -113,8 +113,6 @@ class Supervisor:
         self._loop = asyncio.get_running_loop()
         self.shape = shape
         self.threads = Threads(shape.threads, shape.alone)
-        self.described: dict[str, Any] = {}
-        self.canary: Canary | None = None
         self.workers: dict[int, Worker] = {}
         self.kills: deque[tuple[float, int, str]] = deque(maxlen=_EVENTS_KEPT)
         self.killed = 0
@@ -123,7 +121,8 @@ class Supervisor:
         self.closing = False
         self._trial: dict[int, Worker] = {}
         self._forkserver: Forkserver | None = None
-        self._loaded = False
+        self._loaded: Loaded | None = None
+        self._can_fork = False
         self._fork_backoff = Backoff()
         self._load_backoff = Backoff(first=0.5)
         self._hold_until = 0.0
@@ -143,6 +142,12 @@ class Supervisor:
         """
         self._start_forkserver()
         await asyncio.shield(self._ready)
+
+    @property
+    def loaded(self) -> Loaded:
+        """What the forkserver said of the model; only once `start()` is done."""
+        assert self._loaded is not None
+        return self._loaded
 
     @property
     def pid(self) -> int:
@@ -224,7 +229,7 @@ class Supervisor:
 
     def fill(self) -> None:
         """Have as many workers as there should be."""
-        if self.closing or not self._loaded or self._forkserver is None:
+        if self.closing or not self._can_fork or self._forkserver is None:
             return
         if self._loop.time() < self._hold_until:
             return  # `_false_start` has set a timer
@@ -269,10 +274,10 @@ class Supervisor:
         self,
         *,
         on_forked: Callable[[Worker], None],
-        on_reply: Callable[[Worker, Job, Reply], None],
+        on_reply: Callable[[Worker, Job, Answer], None],
     ) -> Worker | None:
         """Fork a worker that is given no work here; None where that cannot be done now."""
-        if self.closing or not self._loaded or self._forkserver is None:
+        if self.closing or not self._can_fork or self._forkserver is None:
             return None
 
         def gone(worker: Worker) -> None:
@@ -289,32 +294,40 @@ class Supervisor:
 
     def _start_forkserver(self) -> None:
         self.restarts += 1
-        self._loaded = False
+        self._can_fork = False
         self._forkserver = Forkserver(on_event=self._heard, on_gone=self._forkserver_gone)
         self._forkserver.load(self._folder, self._device, self._memory)
 
-    def _heard(self, event: dict[str, Any], descriptor: int | None) -> None:
-        number = event.get("worker", -1)
-        worker = self.workers.get(number) or self._trial.get(number)
-        match event["event"]:
-            case "loaded":
-                self._loaded = True
-                self.described = event
-                if self.canary is None:
-                    self.canary = self._make_canary(event)
+    def _heard(self, event: Report, pidfd: int | None) -> None:
+        match event:
+            case Loaded():
+                if self._loaded is None:
+                    self.canary.classes = len(event.labels)
+                self._loaded = event
+                self._can_fork = True
                 self.fill()
-            case "failed":
-                self._fail(LoadingFailed(event["reason"]))
-            case "forked" if worker is not None and descriptor is not None:
-                worker.forked(event["pid"], descriptor)
-            case "forked" if worker is not None:
-                worker.condemned = f"it could not be forked: {event['reason']}"
+            case Failed():
+                self._fail(LoadingFailed(event.reason))
+            case Forked() | NotForked() | Exited():
+                worker = self.workers.get(event.worker) or self._trial.get(event.worker)
+                if worker is not None:
+                    self._heard_of(worker, event, pidfd)
+                elif pidfd is not None:
+                    os.close(pidfd)  # a worker that nobody waits for any more: it gets EOF
+
+    def _heard_of(
+        self, worker: Worker, event: Forked | NotForked | Exited, pidfd: int | None
+    ) -> None:
+        match event:
+            case Forked():
+                assert pidfd is not None
+                worker.forked(event.pid, pidfd)
+            case NotForked():
+                worker.condemned = f"it could not be forked: {event.reason}"
                 self._false_start(worker.condemned)
                 worker.exited(None)
-            case "exited" if worker is not None:
-                worker.exited(event["status"])
-            case _ if descriptor is not None:
-                os.close(descriptor)  # a worker that nobody waits for any more: it gets EOF
+            case Exited():
+                worker.exited(event.status)
 
     def _forkserver_gone(self) -> None:
         assert self._forkserver is not None
@@ -341,7 +354,7 @@ class Supervisor:
         self,
         *,
         on_forked: Callable[[Worker], None],
-        on_reply: Callable[[Worker, Job, Reply], None],
+        on_reply: Callable[[Worker, Job, Answer], None],
         on_gone: Callable[[Worker], None],
     ) -> Worker:
         assert self._forkserver is not None
@@ -372,7 +385,6 @@ class Supervisor:
 
     def _probe(self, worker: Worker, timeout: float = DEFAULT_TIMEOUT) -> None:
         """Have a worker run the canary; without its right answer it is not kept."""
-        assert self.canary is not None
         try:
             HealthCheck(
                 worker,
@@ -417,11 +429,11 @@ class Supervisor:
 
     # --- what workers do
 
-    def _replied(self, worker: Worker, job: Job, reply: Reply) -> None:
+    def _replied(self, worker: Worker, job: Job, answer: Answer) -> None:
         if isinstance(job.owner, HealthCheck):
-            job.owner.replied(reply)
+            job.owner.replied(answer)
         else:
-            self._employer.replied(job, reply)
+            self._employer.replied(job, answer)
         if worker.state is State.IDLE and worker.answered % _LOOKS == 1:
             self._recycle(worker)
         if len(self.workers) > self.shape.workers + 1:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from itertools import count
 
 from swiprctl.errors import SwiprError
-from swiprctl.protocol import Reply
 from swiprd.folder.canary import CANARY_LIMITS
 from swiprd.pool.handles import Worker
 from swiprd.pool.job import Job
@@ -21,6 +20,7 @@ from swiprd.pool.states import Backoff, State
 from swiprd.pool.supervisor import Shape, Supervisor
 from swiprd.system.attachment import Attachment
 from swiprd.system.memfd import sealed_memfd
+from swiprd.system.messages import Answer
 
 AT_ONCE = 30.0
 """Seconds for which a daemon's measurements may occupy the host before they have to pause."""
@@ -153,7 +153,6 @@ class _Trial:
     """Workers of one shape that answer the canary over and over."""
 
     def __init__(self, staff: Supervisor, shape: Shape) -> None:
-        assert staff.canary is not None
         self._loop = asyncio.get_running_loop()
         self._shape = shape
         self._image = Attachment.of(sealed_memfd(staff.canary.image))
@@ -224,7 +223,7 @@ class _Trial:
             self._shape.threads,
         )
 
-    def _replied(self, worker: Worker, _job: Job, _reply: Reply) -> None:
+    def _replied(self, worker: Worker, _job: Job, _answer: Answer) -> None:
         self._answers += 1
         self._last = self._loop.time()
         if not worker.jobs and self._going:
