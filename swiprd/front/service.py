@@ -243,10 +243,6 @@ class Service:
             if pool is not None:
                 self._loop.call_soon(pool.dispatch)
 
-    def pool_failed(self, error: LoadingFailed) -> None:
-        """See `pool.Owner`."""
-        self.model.fallen(error)
-
     # --- the model
 
     def installed(self, pool: Pool) -> None:

@@ -12,13 +12,15 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from typing import Protocol
 
 from swiprctl.errors import BadRequest
 from swiprctl.protocol import Frame, Reply, encode
-from swiprd.pool.job import Job
+from swiprd.pool.deaths import Death
 from swiprd.pool.states import Event, State, after
+from swiprd.system.attachment import Attachment
 from swiprd.system.channel import Channel
 from swiprd.system.messages import (
     Answer,
@@ -48,14 +50,24 @@ ENVIRONMENT = {
 """What a forkserver's libraries read when they are imported."""
 
 
+class Giver(Protocol):
+    """Gives a worker images, and gets each of them back: the pool, a health check or a trial."""
+
+    def replied(self, worker: Worker, id: int, answer: Answer) -> None:
+        """The worker has answered an image."""
+
+    def left(self, ids: list[int], death: Death) -> None:
+        """The worker is dead, and has not answered these."""
+
+
 class Worker:
     """One worker process, from the order to fork it until its exit status is known.
 
     Attributes:
         number: unique in this daemon's life.
-        jobs: what it has and has not answered, by id.
+        unanswered: images that it has been given and has not answered, by id.
         born, heard: loop times of the order to fork it, and of its last answer.
-        probing: it runs the canary, not a job.
+        probing: it runs the canary, not a client's image.
         stuck: what it has takes far longer than is usual.
         memory: bytes of its own after its first answer; 0 before.
         condemned: why this daemon killed it; empty if it did not.
@@ -68,13 +80,14 @@ class Worker:
         sock: socket.socket,
         *,
         on_forked: Callable[[Worker], None],
-        on_reply: Callable[[Worker, Job, Answer], None],
+        on_answered: Callable[[Worker], None],
         on_gone: Callable[[Worker], None],
     ) -> None:
         self.number = number
         self.state = State.SPAWNING
         self.pid = 0
-        self.jobs: dict[int, Job] = {}
+        self.unanswered: dict[int, Attachment] = {}
+        self._giver: Giver | None = None
         self.born = self.heard = asyncio.get_running_loop().time()
         self.answered = 0
         self.probing = self.stuck = False
@@ -84,7 +97,7 @@ class Worker:
         self._pidfd = -1
         self._exited = False
         self._on_forked = on_forked
-        self._on_reply = on_reply
+        self._on_answered = on_answered
         self._on_gone = on_gone
         self._patience: asyncio.TimerHandle | None = None
         self._channel = Channel(sock, on_frame=self._replied, on_closed=self._closed)
@@ -99,14 +112,24 @@ class Worker:
             self.state = after(self.state, Event.FORKED)
             self._on_forked(self)
 
-    def give(self, jobs: Sequence[Job], limits: Limits, threads: int) -> None:
-        """Hand over a batch. `limits` are those of each image."""
+    def give(
+        self, images: Mapping[int, Attachment], giver: Giver, limits: Limits, threads: int
+    ) -> None:
+        """Hand over a batch, by ids that the giver will know. `limits` are those of each image."""
+        self._giver = giver
         if self.state is not State.WARMING:
             self.state = after(self.state, Event.GIVEN)
-        for job in jobs:
-            self.jobs[job.id] = job
-            order = Order(id=job.id, size=len(jobs), threads=threads, limits=limits)
-            self._channel.send(encode(order.fields()), job.image)
+        for id, image in images.items():
+            self.unanswered[id] = image
+            order = Order(id=id, size=len(images), threads=threads, limits=limits)
+            self._channel.send(encode(order.fields()), image)
+
+    def give_back(self, death: Death) -> None:
+        """Leave what it has not answered to the giver."""
+        ids = list(self.unanswered)
+        self.unanswered.clear()
+        if ids and self._giver is not None:
+            self._giver.left(ids, death)
 
     def kill(self, why: str) -> None:
         """SIGKILL the process, by pidfd, so that no other process can be hit."""
@@ -137,21 +160,22 @@ class Worker:
 
     def _replied(self, frame: Frame) -> None:
         reply = Reply.parse(frame.fields)
-        job = self.jobs.get(reply.id) if reply.id is not None else None
-        if job is None or frame.attachment is not None:
+        if reply.id is None or reply.id not in self.unanswered or frame.attachment is not None:
             if frame.attachment is not None:
                 os.close(frame.attachment)
-            # Not `kill()`: that is for the daemon's own reasons, and leaves the jobs to it.
+            # Not `kill()`: that is for the daemon's own reasons.
             self._channel.close(BadRequest("it answered what it was not asked"))
             return
         answer = Row.parse(reply.fields) if reply.error is None else reply.error
-        del self.jobs[job.id]
-        if not self.jobs:
+        del self.unanswered[reply.id]
+        if not self.unanswered:
             self.state = after(self.state, Event.ANSWERED)
             self.stuck = False
         self.answered += 1
         self.heard = asyncio.get_running_loop().time()
-        self._on_reply(self, job, answer)
+        assert self._giver is not None
+        self._giver.replied(self, reply.id, answer)
+        self._on_answered(self)
 
     def _closed(self, _error: Exception | None) -> None:
         if self.state is not State.GONE:

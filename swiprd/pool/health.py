@@ -1,4 +1,4 @@
-"""One canary on its way through one worker: given, checked, and its end told exactly once."""
+"""The canary on its way through a worker: given, checked, and its end told exactly once."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from swiprctl.errors import LoadingFailed, SwiprError
 from swiprd.folder.canary import CANARY_LIMITS, Canary, WrongAnswer
+from swiprd.pool.deaths import Death
 from swiprd.pool.handles import Worker
-from swiprd.pool.job import Job
 from swiprd.system.attachment import Attachment
 from swiprd.system.memfd import sealed_memfd
 from swiprd.system.messages import Answer
@@ -29,7 +29,7 @@ class HealthCheck:
         worker: Worker,
         canary: Canary,
         *,
-        job_id: int,
+        id: int,
         timeout: float,
         on_end: Callable[[Worker, LoadingFailed | None], None],
     ) -> None:
@@ -38,25 +38,12 @@ class HealthCheck:
         self._on_end = on_end
         self._image = Attachment.of(sealed_memfd(canary.image))
         self._ended = False
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        self._timer = loop.call_later(timeout, self._late)
+        self._timer = asyncio.get_running_loop().call_later(timeout, self._late)
         worker.probing = True
-        job = Job(
-            id=job_id,
-            uid=0,
-            owner=self,
-            image=self._image,
-            arrived=now,
-            started=now,
-            deadline=now + timeout,
-            timeout=timeout,
-            done=_unused,
-        )
-        worker.give([job], CANARY_LIMITS, threads=1)
+        worker.give({id: self._image}, self, CANARY_LIMITS, threads=1)
 
-    def replied(self, answer: Answer) -> None:
-        """The worker has answered: compare its row with what it must be."""
+    def replied(self, _worker: Worker, _id: int, answer: Answer) -> None:
+        """See `Giver`: compare the row with what it must be."""
         try:
             if isinstance(answer, SwiprError):
                 raise WrongAnswer(str(answer))
@@ -66,9 +53,9 @@ class HealthCheck:
         else:
             self._end(None)
 
-    def lost(self, how: str) -> None:
-        """The worker is dead."""
-        self._end(LoadingFailed(f"a worker died at the canary: {how}"))
+    def left(self, _ids: list[int], death: Death) -> None:
+        """See `Giver`."""
+        self._end(LoadingFailed(f"a worker died at the canary: {death.how}"))
 
     def _late(self) -> None:
         self._end(LoadingFailed("a worker did not answer the canary in time"))
@@ -81,7 +68,3 @@ class HealthCheck:
         self._timer.cancel()
         self._worker.probing = False
         self._on_end(self._worker, error)
-
-
-def _unused(_job: Job, _outcome: dict[str, object] | SwiprError) -> None:
-    """A canary ends in its `HealthCheck`."""

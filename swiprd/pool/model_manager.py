@@ -205,14 +205,14 @@ class ModelManager:
                 if replaces:
                     self._on_reload(False, self.reason)
 
-    def fallen(self, error: LoadingFailed) -> None:
+    # --- inside
+
+    def _fallen(self, error: LoadingFailed) -> None:
         """The model that has served cannot be brought back; try again from the folder."""
         pool, self.pool = self.pool, None
         if pool is not None:
             self._spawn(close(pool, self.pools))
         self._spawn(self._keep_trying(error))
-
-    # --- inside
 
     async def _bring_up(self) -> None:
         try:
@@ -258,7 +258,9 @@ class ModelManager:
         for left in reversed(range(_READS)):
             self.edits.reading()
             try:
-                pool, spec = await load(self._settings, self._court, self._ids, self.pools)
+                pool, spec = await load(
+                    self._settings, self._court, self._ids, self.pools, self._fallen
+                )
             except LoadingFailed:
                 if not left or not self.edits.stale():
                     raise

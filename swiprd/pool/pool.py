@@ -7,8 +7,8 @@ that the job was to blame. The kill at a deadline is here; who replaces the kill
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
 
 from swiprctl.errors import BadImage, DeadlineExceeded, LoadingFailed, SwiprError, WorkerCrashed
 from swiprd.folder.canary import Canary
@@ -62,12 +62,20 @@ class Owner(Protocol):
     def again(self, job: Job) -> None:
         """Its worker died through no proven fault of the job."""
 
-    def pool_failed(self, error: LoadingFailed) -> None:
-        """The model that has served cannot be brought back."""
+
+class Run(NamedTuple):
+    """A job in a worker."""
+
+    job: Job
+    worker: Worker
 
 
 class Pool:
-    """The workers of one model. Make it, `await staff.start()`, `dispatch()` when jobs come."""
+    """The workers of one model. Make it, `await staff.start()`, `dispatch()` when jobs come.
+
+    Args:
+        on_given_up: called when the model that has served cannot be brought back.
+    """
 
     def __init__(
         self,
@@ -81,15 +89,15 @@ class Pool:
         ids: Iterator[int],
         memory: int | None,
         wear: RecyclingLimits,
+        on_given_up: Callable[[LoadingFailed], None],
     ) -> None:
         self._owner = owner
         self._limits = limits
         self._loop = asyncio.get_running_loop()
-        self._running: dict[int, Worker] = {}
+        self._running: dict[int, Run] = {}
         self._usual = UsualTime()
         self._drained: asyncio.Event | None = None
         self.staff = Supervisor(
-            self,
             folder=folder,
             device=device,
             shape=shape,
@@ -97,6 +105,8 @@ class Pool:
             ids=ids,
             memory=memory,
             wear=wear,
+            on_idle=self.dispatch,
+            on_given_up=on_given_up,
         )
 
     def dispatch(self) -> None:
@@ -140,10 +150,11 @@ class Pool:
         if self._running:
             await self._drained.wait()
 
-    # --- what the supervisor tells
+    # --- what the workers give back
 
-    def replied(self, job: Job, answer: Answer) -> None:
-        """See `supervisor.Employer`."""
+    def replied(self, _worker: Worker, id: int, answer: Answer) -> None:
+        """See `handles.Giver`."""
+        job = self._running[id].job
         self._forget(job)
         if isinstance(answer, SwiprError):
             self._owner.failed(job, answer)
@@ -159,8 +170,9 @@ class Pool:
         alone = seconds if job.threads else None
         self._owner.answered(job, answer, self.staff.loaded.model, share, alone)
 
-    def left(self, jobs: list[Job], death: Death) -> None:
-        """See `supervisor.Employer`. Of a batch nobody is blamed: each is tried again alone."""
+    def left(self, ids: list[int], death: Death) -> None:
+        """See `handles.Giver`. Of a batch nobody is blamed: each is tried again alone."""
+        jobs = [self._running[id].job for id in ids]
         for job in reversed(jobs):  # each goes back to the head of the queue: the first one last
             self._forget(job)
             if job.threads and death.fault is not Fault.NOBODY:
@@ -186,19 +198,11 @@ class Pool:
                 )
                 self._owner.condemned(job, error)
 
-    def someone_idle(self) -> None:
-        """See `supervisor.Employer`."""
-        self.dispatch()
-
-    def given_up(self, error: LoadingFailed) -> None:
-        """See `supervisor.Employer`."""
-        self._owner.pool_failed(error)
-
     # --- inside
 
     def _overdue(self, worker: Worker, batch: list[Job]) -> None:
         """A batch was given long ago. If it still runs, see to it that the others need not wait."""
-        left = [job for job in batch if self._running.get(job.id) is worker]
+        left = [job for job in batch if self._worker_of(job) is worker]
         if not left:
             return
         if is_stopped(worker.pid):
@@ -220,16 +224,15 @@ class Pool:
 
     def _times(self, job: Job) -> tuple[float, float]:
         """Seconds since a running job was given to its worker, and what that computed meanwhile."""
-        pid = self._running[job.id].pid
+        pid = self._running[job.id].worker.pid
         return self._loop.time() - job.started, processor_time(pid) - job.computed
 
     def _stuck(self) -> list[Job]:
-        return [
-            job
-            for worker in self.staff.workers.values()
-            for job in worker.jobs.values()
-            if worker.stuck
-        ]
+        return [job for job, worker in self._running.values() if worker.stuck]
+
+    def _worker_of(self, job: Job) -> Worker | None:
+        run = self._running.get(job.id)
+        return run.worker if run is not None else None
 
     def _free(self) -> Worker | None:
         """An idle worker, if jobs are to be given to any."""
@@ -243,8 +246,8 @@ class Pool:
         for job in batch:
             job.started, job.computed = now, computed
             job.threads = threads if len(batch) == 1 else 0
-            self._running[job.id] = worker
-        worker.give(batch, self._limits, threads)
+            self._running[job.id] = Run(job, worker)
+        worker.give({job.id: job.image for job in batch}, self, self._limits, threads)
 
     def _take_batch(self, first: Job | None) -> list[Job]:
         """Take jobs whose turn it is. Who has a worker stuck gets each image tried alone."""
@@ -294,14 +297,14 @@ class Pool:
         return True
 
     def _kill(self, job: Job, why: str) -> None:
-        worker = self._forget(job)
+        worker = self._worker_of(job)
+        self._forget(job)
         if worker is not None:
-            worker.jobs.pop(job.id, None)
+            worker.unanswered.pop(job.id, None)
             self.staff.discard(worker, why)
 
-    def _forget(self, job: Job) -> Worker | None:
+    def _forget(self, job: Job) -> None:
         """A job runs no more; a pool that drains may be done with that."""
-        worker = self._running.pop(job.id, None)
+        self._running.pop(job.id, None)
         if self._drained is not None and not self._running:
             self._drained.set()
-        return worker

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from swiprctl.errors import LoadingFailed
@@ -22,7 +22,11 @@ Signature = tuple[tuple[str, int, int], ...]
 
 
 async def load(
-    settings: Settings, owner: Owner, ids: Iterator[int], pools: set[Pool]
+    settings: Settings,
+    owner: Owner,
+    ids: Iterator[int],
+    pools: set[Pool],
+    on_given_up: Callable[[LoadingFailed], None],
 ) -> tuple[Pool, ModelSpec]:
     """Start a pool on the model's folder and see it answer.
 
@@ -51,6 +55,7 @@ async def load(
         ids=ids,
         memory=settings.worker_memory,
         wear=RecyclingLimits(requests=settings.max_requests, growth=settings.max_growth),
+        on_given_up=on_given_up,
     )
     pools.add(pool)
     try:

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
-from typing import Protocol
 
 from swiprctl.errors import LoadingFailed
 from swiprctl.protocol import DEFAULT_TIMEOUT
@@ -21,12 +20,11 @@ from swiprd.pool import stragglers
 from swiprd.pool.deaths import Death, Fault, death_of
 from swiprd.pool.handles import Forkserver, Worker
 from swiprd.pool.health import HealthCheck
-from swiprd.pool.job import Job
 from swiprd.pool.recycling import RecyclingLimits
 from swiprd.pool.states import Backoff, State
 from swiprd.pool.thread_choice import Threads
 from swiprd.system.log import log
-from swiprd.system.messages import Answer, Exited, Failed, Forked, Loaded, NotForked, Report
+from swiprd.system.messages import Exited, Failed, Forked, Loaded, NotForked, Report
 from swiprd.system.proc import own_memory
 
 MAX_KILLED_LOADS = 3
@@ -57,22 +55,6 @@ class Shape:
     alone: int
 
 
-class Employer(Protocol):
-    """What the supervisor tells whoever gives its workers work."""
-
-    def replied(self, job: Job, answer: Answer) -> None:
-        """A worker has answered a job that it was given."""
-
-    def left(self, jobs: list[Job], death: Death) -> None:
-        """A worker is dead and leaves these."""
-
-    def someone_idle(self) -> None:
-        """A worker waits for work."""
-
-    def given_up(self, error: LoadingFailed) -> None:
-        """The model that has served cannot be brought back."""
-
-
 class Supervisor:
     """Make it, `await start()`, then give idle workers work.
 
@@ -81,6 +63,8 @@ class Supervisor:
         ids: where jobs get their ids from.
         memory: bytes that a worker may allocate on top of what it begins with; None: no bound.
         wear: when a worker is replaced.
+        on_idle: called when a worker may wait for work.
+        on_given_up: called when the model that has served cannot be brought back.
 
     Attributes:
         threads: how many the next batch gets that nothing runs beside.
@@ -92,7 +76,6 @@ class Supervisor:
 
     def __init__(
         self,
-        employer: Employer,
         *,
         folder: str,
         device: str,
@@ -101,8 +84,11 @@ class Supervisor:
         ids: Iterator[int],
         memory: int | None,
         wear: RecyclingLimits,
+        on_idle: Callable[[], None],
+        on_given_up: Callable[[LoadingFailed], None],
     ) -> None:
-        self._employer = employer
+        self._on_idle = on_idle
+        self._on_given_up = on_given_up
         self._folder = folder
         self._device = device
         self.canary = canary
@@ -161,7 +147,7 @@ class Supervisor:
         self.fill()
 
     def close(self) -> None:
-        """Let every process leave. What workers still have is left to the employer."""
+        """Let every process leave. What workers still have goes back to those who gave it."""
         if self.closing:
             return
         self.closing = True
@@ -217,15 +203,13 @@ class Supervisor:
         )
 
     def discard(self, worker: Worker, why: str) -> None:
-        """SIGKILL a worker. What it had is left to the employer, and through no fault of its."""
+        """SIGKILL a worker. What it had goes back to the giver, and through no fault of its."""
         if worker.state is State.GONE:
             return
         if not self.closing:
             self._note(worker, why)
-        jobs = list(worker.jobs.values())
-        worker.jobs.clear()
         worker.kill(why)
-        self._leave(jobs, Death(why, Fault.NOBODY))
+        worker.give_back(Death(why, Fault.NOBODY))
 
     def fill(self) -> None:
         """Have as many workers as there should be."""
@@ -240,7 +224,7 @@ class Supervisor:
             for _ in range(wanted - len(alive)):
                 worker = self._fork(
                     on_forked=self._probe,
-                    on_reply=self._replied,
+                    on_answered=self._answered,
                     on_gone=self._worker_gone,
                 )
                 self.workers[worker.number] = worker
@@ -270,21 +254,19 @@ class Supervisor:
         await asyncio.shield(self._checking)
         return self._loop.time() - begun
 
-    def fork_for_trial(
-        self,
-        *,
-        on_forked: Callable[[Worker], None],
-        on_reply: Callable[[Worker, Job, Answer], None],
-    ) -> Worker | None:
+    def fork_for_trial(self, *, on_forked: Callable[[Worker], None]) -> Worker | None:
         """Fork a worker that is given no work here; None where that cannot be done now."""
         if self.closing or not self._can_fork or self._forkserver is None:
             return None
+
+        def answered(_worker: Worker) -> None:
+            """Only the trial, which gave it work, is to know."""
 
         def gone(worker: Worker) -> None:
             del self._trial[worker.number]
 
         try:
-            worker = self._fork(on_forked=on_forked, on_reply=on_reply, on_gone=gone)
+            worker = self._fork(on_forked=on_forked, on_answered=answered, on_gone=gone)
         except OSError:
             return None
         self._trial[worker.number] = worker
@@ -354,7 +336,7 @@ class Supervisor:
         self,
         *,
         on_forked: Callable[[Worker], None],
-        on_reply: Callable[[Worker, Job, Answer], None],
+        on_answered: Callable[[Worker], None],
         on_gone: Callable[[Worker], None],
     ) -> Worker:
         assert self._forkserver is not None
@@ -363,7 +345,7 @@ class Supervisor:
             number,
             self._forkserver.fork(number),
             on_forked=on_forked,
-            on_reply=on_reply,
+            on_answered=on_answered,
             on_gone=on_gone,
         )
         self._later(FORK_PATIENCE, lambda: self._still_spawning(worker))
@@ -379,7 +361,7 @@ class Supervisor:
         if not self._ready.done():
             self._ready.set_exception(error)
         elif not self.closing:
-            self._employer.given_up(error)
+            self._on_given_up(error)
 
     # --- the canary
 
@@ -389,7 +371,7 @@ class Supervisor:
             HealthCheck(
                 worker,
                 self.canary,
-                job_id=next(self._ids),
+                id=next(self._ids),
                 timeout=timeout,
                 on_end=self._probed,
             )
@@ -429,16 +411,12 @@ class Supervisor:
 
     # --- what workers do
 
-    def _replied(self, worker: Worker, job: Job, answer: Answer) -> None:
-        if isinstance(job.owner, HealthCheck):
-            job.owner.replied(answer)
-        else:
-            self._employer.replied(job, answer)
+    def _answered(self, worker: Worker) -> None:
         if worker.state is State.IDLE and worker.answered % _LOOKS == 1:
             self._recycle(worker)
         if len(self.workers) > self.shape.workers + 1:
             self.fill()
-        self._employer.someone_idle()
+        self._on_idle()
 
     def _recycle(self, worker: Worker) -> None:
         """Let an idle worker leave if it is worn and the standby can take its place at once."""
@@ -459,22 +437,10 @@ class Supervisor:
         """A worker is dead and its exit status known, or not to be known."""
         del self.workers[worker.number]
         if not worker.condemned:
-            jobs = list(worker.jobs.values())
-            worker.jobs.clear()
             death = death_of(worker.status)
             self._note(worker, death.how)
-            self._leave(jobs, death)
+            worker.give_back(death)
         self.fill()
-
-    def _leave(self, jobs: list[Job], death: Death) -> None:
-        rest = []
-        for job in jobs:
-            if isinstance(job.owner, HealthCheck):
-                job.owner.lost(death.how)
-            else:
-                rest.append(job)
-        if rest:
-            self._employer.left(rest, death)
 
     def _note(self, worker: Worker, why: str) -> None:
         log.warning("worker %d (pid %d): %s", worker.number, worker.pid, why)
