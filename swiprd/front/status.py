@@ -42,7 +42,7 @@ def describe_staff(staff: Supervisor | None, now: float) -> dict[str, object]:
     return {
         "model": staff.loaded.model,
         "shape": asdict(staff.shape),
-        "forkserver": {"pid": staff.pid, "restarts": staff.restarts},
+        "forkserver": {"pid": staff.forkserver.pid, "restarts": staff.forkserver.restarts},
         "workers": [
             {
                 "number": worker.number,

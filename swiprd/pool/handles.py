@@ -209,7 +209,7 @@ class Forkserver:
     """The forkserver process, started at once; reports through the callbacks.
 
     Args:
-        on_event: called with each message, and the pidfd that comes with `Forked`, else None.
+        on_report: called with each message, and the pidfd that comes with `Forked`, else None.
         on_gone: called once, when its end of the socket is closed and the process is reaped.
 
     Attributes:
@@ -217,7 +217,7 @@ class Forkserver:
     """
 
     def __init__(
-        self, *, on_event: Callable[[Report, int | None], None], on_gone: Callable[[], None]
+        self, *, on_report: Callable[[Report, int | None], None], on_gone: Callable[[], None]
     ) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
@@ -233,7 +233,7 @@ class Forkserver:
         self.pid = self._process.pid
         self._pidfd = os.pidfd_open(self.pid)
         self.killed = False
-        self._on_event = on_event
+        self._on_report = on_report
         self._on_gone = on_gone
         self._channel = Channel(ours, on_frame=self._told, on_closed=self._closed)
         self._loop = asyncio.get_running_loop()
@@ -267,14 +267,14 @@ class Forkserver:
 
     def _told(self, frame: Frame) -> None:
         try:
-            event = parse_report(frame.fields)
-            if isinstance(event, Forked) is (frame.attachment is None):
+            report = parse_report(frame.fields)
+            if isinstance(report, Forked) is (frame.attachment is None):
                 raise BadRequest("a pidfd comes with a worker that was forked, and only then")
         except BadRequest:
             if frame.attachment is not None:
                 os.close(frame.attachment)
             raise
-        self._on_event(event, frame.attachment)
+        self._on_report(report, frame.attachment)
 
     def _closed(self, _error: Exception | None) -> None:
         self._gone_if_both()

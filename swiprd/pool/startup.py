@@ -61,7 +61,7 @@ async def load(
     try:
         await asyncio.wait_for(pool.staff.start(), settings.load_timeout)
     except TimeoutError:
-        pool.staff.kill()
+        pool.staff.forkserver.kill()
         await close(pool, pools)
         raise LoadingFailed(
             f"{spec.file}: the model did not answer within {settings.load_timeout:g} s"
@@ -76,7 +76,7 @@ async def load(
 async def close(pool: Pool, pools: set[Pool]) -> None:
     """Let a pool's processes leave, and wait until they have."""
     pool.staff.close()
-    await pool.staff.wait_closed()
+    await pool.staff.forkserver.wait_closed()
     pools.discard(pool)
 
 

@@ -80,7 +80,7 @@ def run(model: Path, queue: Queue, work: Callable[[Pool], Awaitable[None]]) -> N
             await work(pool)
         finally:
             pool.staff.close()
-            await pool.staff.wait_closed()
+            await pool.staff.forkserver.wait_closed()
 
     asyncio.run(serve())
 
