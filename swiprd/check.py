@@ -157,7 +157,7 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         raise CannotOpen(error.strerror or str(error)) from error
     try:
-        return read_image_bytes(descriptor, CANARY_LIMITS["max_bytes"])
+        return read_image_bytes(descriptor, CANARY_LIMITS.max_bytes)
     finally:
         os.close(descriptor)
 
@@ -170,7 +170,7 @@ def _answer(loaded: LoadedModel, data: bytes) -> _Answer:
         CheckFailed: the forward pass raised an error.
     """
     begun = time.monotonic()
-    crops = decode.decode(data, loaded.spec.preprocess, CANARY_LIMITS["max_pixels"])
+    crops = decode.decode(data, loaded.spec.preprocess, CANARY_LIMITS.max_pixels)
     decoded = time.monotonic()
     try:
         answers = model.probabilities(loaded, crops.unsqueeze(0))

@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from swiprd.system.messages import Limits
+
 TOLERANCE = 1e-4
 """What a probability may differ by: the exactness that swipr promises. Threads change sums."""
 
@@ -18,7 +20,7 @@ class WrongAnswer(Exception):
     """A worker's row for the canary is not what it must be."""
 
 
-CANARY_LIMITS = {"max_bytes": 64 << 20, "max_pixels": 178_956_970, "max_decode": 60}
+CANARY_LIMITS = Limits(max_bytes=64 << 20, max_pixels=178_956_970, max_decode=60.0)
 """The canary is ours: what clients may send is no limit on it."""
 
 

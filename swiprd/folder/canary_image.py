@@ -23,7 +23,7 @@ def canary_of(spec: ModelSpec, classes: int = 0) -> Canary:
     own = spec.canary
     image = own.image if own is not None else _SHIPPED
     return Canary(
-        image=read(image, CANARY_LIMITS["max_bytes"]),
+        image=read(image, CANARY_LIMITS.max_bytes),
         expected=own.probabilities if own is not None else None,
         activation=spec.activation,
         classes=classes,

@@ -27,6 +27,7 @@ from swiprd.pool.job import Job
 from swiprd.pool.model_manager import RETRY, ModelManager, Phase
 from swiprd.pool.pool import Pool
 from swiprd.system.attachment import Attachment, State
+from swiprd.system.messages import Row
 
 _QUIET = 1.0  # seconds without a request before a calibration may begin
 _TAKES_LONG = 5.0  # seconds that whoever takes long still gets when the daemon leaves
@@ -202,9 +203,7 @@ class Service:
         else:
             self._suspicion.overdue(job, self._loop.time())
 
-    def answered(
-        self, job: Job, fields: dict[str, object], share: float, alone: float | None
-    ) -> None:
+    def answered(self, job: Job, row: Row, model: str, share: float, alone: float | None) -> None:
         """See `pool.Owner`."""
         self.last_answer = self._loop.time()
         self._admission.served(job, share, alone)
@@ -212,11 +211,11 @@ class Service:
         self._finish_running(
             job,
             {
-                "probabilities": fields["probabilities"],
-                "model": fields["model"],
+                "probabilities": row.probabilities,
+                "model": model,
                 "queued": job.started - job.arrived,
-                "decode": fields["decode"],
-                "infer": fields["infer"],
+                "decode": row.decode,
+                "infer": row.infer,
             },
         )
 
@@ -242,10 +241,6 @@ class Service:
             pool = self.model.pool  # not the one that asks, where that drains after a reload
             if pool is not None:
                 self._loop.call_soon(pool.dispatch)
-
-    def pool_failed(self, error: LoadingFailed) -> None:
-        """See `pool.Owner`."""
-        self.model.fallen(error)
 
     # --- the model
 
@@ -283,7 +278,7 @@ class Service:
         pool, _ = self.model.current()
         seconds = await pool.staff.check(timeout)
         self.last_answer = self._loop.time()
-        return {"seconds": seconds, "model": pool.staff.described["model"]}
+        return {"seconds": seconds, "model": pool.staff.loaded.model}
 
     def status(self) -> dict[str, object]:
         """What `status` answers, at once."""

@@ -40,9 +40,9 @@ def describe_staff(staff: Supervisor | None, now: float) -> dict[str, object]:
     if staff is None:
         return {"model": "", "workers": []}
     return {
-        "model": staff.described.get("model", ""),
+        "model": staff.loaded.model,
         "shape": asdict(staff.shape),
-        "forkserver": {"pid": staff.pid, "restarts": staff.restarts},
+        "forkserver": {"pid": staff.forkserver.pid, "restarts": staff.forkserver.restarts},
         "workers": [
             {
                 "number": worker.number,

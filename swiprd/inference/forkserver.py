@@ -5,10 +5,7 @@ and then forks a worker for every `fork` it is told, in about 10 ms. It runs no 
 starts no thread: after an OpenMP parallel region a forked child hangs in its first one. CUDA is
 for workers only. It reaps its children, and reports each death. It leaves on the front's EOF.
 
-From the front, as frames of the wire:
-    {op: load, folder, device, memory} → {event: loaded, …} or {event: failed, reason}
-    {op: fork, worker} + fd            → {event: forked, worker, pid} + pidfd, or {…, reason}
-Unasked:                                 {event: exited, worker, status}, as of waitpid(2)
+What the front and it say to each other is in swiprd.system.messages.
 """
 
 from __future__ import annotations
@@ -20,12 +17,23 @@ import signal
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from swiprctl.errors import BadRequest
 from swiprctl.protocol import Decoder, Frame, encode
 from swiprd.system.kernel import die_with_parent
 from swiprd.system.log import log, set_up
+from swiprd.system.messages import (
+    Exited,
+    Failed,
+    Fork,
+    Forked,
+    Load,
+    Loaded,
+    NotForked,
+    Report,
+    parse_command,
+)
 from swiprd.system.proc import bound_own_memory, offer_to_the_oom_killer
 
 if TYPE_CHECKING:
@@ -70,26 +78,26 @@ class Forkserver:
         return True
 
     def _obey(self, frame: Frame) -> None:
-        fields: dict[str, Any] = frame.fields
-        if fields["op"] == "load":
-            self._memory = fields["memory"]
-            self._load(Path(fields["folder"]), fields["device"])
-        elif fields["op"] == "fork" and frame.attachment is not None:
-            self._fork(fields["worker"], frame.attachment)
-        else:
-            raise BadRequest(f"the front sent {fields}")
+        match parse_command(frame.fields):
+            case Load() as command:
+                self._memory = command.memory
+                self._load(Path(command.folder), command.device)
+            case Fork() as command if frame.attachment is not None:
+                self._fork(command.worker, frame.attachment)
+            case Fork():
+                raise BadRequest("the front sent no socket for a worker")
 
     def _load(self, folder: Path, device: str) -> None:
         try:
-            self._model, described = _load_model(folder, device)
+            self._model, loaded = _load_model(folder, device)
         except Exception as error:
             # Whatever stops a model from loading is for its owner to read, not for a traceback.
-            self._tell({"event": "failed", "reason": str(error) or type(error).__name__})
+            self._tell(Failed(reason=str(error) or type(error).__name__))
             return
-        self._device = described["device"]
+        self._device = loaded.device
         gc.collect()
         gc.freeze()  # so that a child's collections do not write to, and thereby copy, our pages
-        self._tell({"event": "loaded", **described})
+        self._tell(loaded)
 
     def _fork(self, worker: int, descriptor: int) -> None:
         parent = os.getpid()
@@ -97,7 +105,7 @@ class Forkserver:
             pid = os.fork()
         except OSError as error:
             os.close(descriptor)
-            self._tell({"event": "forked", "worker": worker, "reason": str(error)})
+            self._tell(NotForked(worker=worker, reason=str(error)))
             return
         if pid == 0:
             self._become_worker(parent, descriptor)
@@ -105,7 +113,7 @@ class Forkserver:
         pidfd = os.pidfd_open(pid)
         self._children[pidfd] = pid, worker
         self._selector.register(pidfd, selectors.EVENT_READ)
-        self._tell({"event": "forked", "worker": worker, "pid": pid}, pidfd)
+        self._tell(Forked(worker=worker, pid=pid), pidfd)
 
     def _become_worker(self, parent: int, descriptor: int) -> None:
         """The child's side of the fork. Never returns."""
@@ -134,10 +142,10 @@ class Forkserver:
         self._selector.unregister(pidfd)
         _, status = os.waitpid(pid, 0)
         os.close(pidfd)
-        self._tell({"event": "exited", "worker": worker, "status": status})
+        self._tell(Exited(worker=worker, status=status))
 
-    def _tell(self, fields: dict[str, object], descriptor: int | None = None) -> None:
-        data = encode(fields)
+    def _tell(self, report: Report, descriptor: int | None = None) -> None:
+        data = encode(report.fields())
         if descriptor is None:
             self._control.sendall(data)
         else:
@@ -145,7 +153,7 @@ class Forkserver:
             socket.send_fds(self._control, [data], [descriptor])
 
 
-def _load_model(folder: Path, device: str) -> tuple[LoadedModel, dict[str, Any]]:
+def _load_model(folder: Path, device: str) -> tuple[LoadedModel, Loaded]:
     import torch
 
     torch.set_num_threads(1)
@@ -155,13 +163,12 @@ def _load_model(folder: Path, device: str) -> tuple[LoadedModel, dict[str, Any]]
     from swiprd.inference.model import load_model, pick_device
 
     model = load_model(load_spec(folder))
-    described = {
-        "labels": list(model.labels),
-        "model": model.model_id,
-        "versions": model.versions,
-        "device": pick_device(device),
-    }
-    return model, described
+    return model, Loaded(
+        labels=model.labels,
+        model=model.model_id,
+        versions=model.versions,
+        device=pick_device(device),
+    )
 
 
 def main() -> None:

@@ -4,11 +4,9 @@ It has the front's end of a socketpair and nothing else: it opens no path, keeps
 jobs and leaves on EOF. Everything that parses pixels from outside runs here. Its own faults end
 it, with a traceback for the log: the front gives its jobs to another worker.
 
-A batch comes as `size` frames in a row:
-    {id, size, threads, max_bytes, max_pixels, max_decode} + descriptor
-Each is answered by its id: {ok, probabilities, decode, infer} or an error of the wire. One whose
-decoder takes more than `max_decode` seconds of processor time ends the process: by SIGPROF, which
-nobody handles, as no handler would run while a decoder does.
+A batch comes as so many orders in a row (swiprd.system.messages), each of which is answered by its
+id. An image whose decoder takes more than `max_decode` seconds of processor time ends the process:
+by SIGPROF, which nobody handles, as no handler would run while a decoder does.
 """
 
 from __future__ import annotations
@@ -18,79 +16,79 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
-from swiprctl.errors import SwiprError, TooLarge
-from swiprctl.protocol import Decoder, Frame, Reply
+from swiprctl.errors import BadRequest, SwiprError, TooLarge
+from swiprctl.protocol import Decoder, Reply
 from swiprd.inference import decode, model
 from swiprd.inference.model import LoadedModel
 from swiprd.system.imagefile import read_image_bytes
+from swiprd.system.messages import Limits, Order, Row
 
 
 def serve(front: socket.socket, loaded: LoadedModel, device: str) -> None:
     """Answer jobs until the front closes its end."""
     loaded = model.to_device(loaded, device)
-    frames = _receive(front)
-    for first in frames:
-        order: Any = first.fields
-        torch.set_num_threads(order["threads"])
-        batch = [first, *(next(frames) for _ in range(order["size"] - 1))]
+    received = _receive(front)
+    for first in received:
+        order, _ = first
+        torch.set_num_threads(order.threads)
+        batch = [first, *(next(received) for _ in range(order.size - 1))]
         for reply in _answer(batch, loaded):
             front.sendall(reply.encode())
 
 
-def _receive(front: socket.socket) -> Iterator[Frame]:
+def _receive(front: socket.socket) -> Iterator[tuple[Order, int]]:
+    """Yield each order, and the image's descriptor."""
     decoder = Decoder()
     while True:
         data, descriptors, _, _ = socket.recv_fds(front, 1 << 16, 1)
         if not data:
             return
         decoder.feed(data, descriptors[0] if descriptors else None)
-        yield from decoder.frames()
+        for frame in decoder.frames():
+            if frame.attachment is None:
+                raise BadRequest("the front sent an order without an image")
+            yield Order.parse(frame.fields), frame.attachment
 
 
-def _answer(batch: list[Frame], loaded: LoadedModel) -> Iterator[Reply]:
+def _answer(batch: list[tuple[Order, int]], loaded: LoadedModel) -> Iterator[Reply]:
     """Decode each, answer those that fail, run the rest through the model as one."""
     tensors, waiting = [], []
-    for frame in batch:
-        job: Any = frame.fields
+    for order, descriptor in batch:
         begun = time.monotonic()
         try:
-            tensor = _decode(frame, loaded)
+            tensor = _decode(descriptor, order.limits, loaded)
         except SwiprError as error:
-            yield Reply(job["id"], None, error)
+            yield Reply(order.id, None, error)
             continue
         tensors.append(tensor)
-        waiting.append((job["id"], time.monotonic() - begun))
+        waiting.append((order.id, time.monotonic() - begun))
     if not tensors:
         return
     begun = time.monotonic()
     rows = model.probabilities(loaded, torch.stack(tensors)).tolist()
     infer = (time.monotonic() - begun) / len(rows)
-    for (job_id, spent), row in zip(waiting, rows, strict=True):
-        yield Reply(job_id, {"probabilities": row, "decode": spent, "infer": infer})
+    for (order_id, spent), row in zip(waiting, rows, strict=True):
+        yield Reply(order_id, Row(probabilities=row, decode=spent, infer=infer).fields())
 
 
-def _decode(frame: Frame, loaded: LoadedModel) -> torch.Tensor:
-    """Read and decode the descriptor of a job, and close it.
+def _decode(descriptor: int, limits: Limits, loaded: LoadedModel) -> torch.Tensor:
+    """Read and decode an image, and close its descriptor.
 
     Raises:
         BadImage, TooLarge: as decode.py says.
     """
-    job: Any = frame.fields
-    descriptor = frame.attachment
-    assert descriptor is not None  # the front sends no job without one
     try:
-        data = read_image_bytes(descriptor, job["max_bytes"])
+        data = read_image_bytes(descriptor, limits.max_bytes)
     finally:
         os.close(descriptor)
     # Of this process alone, and of no wall clock: a host that is busy makes nobody hurry. The
     # deadline is kept from outside.
-    signal.setitimer(signal.ITIMER_PROF, job["max_decode"])
+    signal.setitimer(signal.ITIMER_PROF, limits.max_decode)
     try:
-        return decode.decode(data, loaded.spec.preprocess, job["max_pixels"])
+        return decode.decode(data, loaded.spec.preprocess, limits.max_pixels)
     except MemoryError:
         raise TooLarge("the image needs more memory than there is") from None
     finally:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from swiprd.folder.spec import ModelSpec
+from swiprd.system.messages import Loaded
 
 
-def describe_model(spec: ModelSpec, described: dict[str, Any]) -> dict[str, object]:
+def describe_model(spec: ModelSpec, loaded: Loaded) -> dict[str, object]:
     """The model that serves, from its folder and from what the forkserver says of it."""
     preprocess = spec.preprocess
     return {
         "name": spec.name,
-        "model": described["model"],
+        "model": loaded.model,
         "architecture": spec.architecture,
-        "labels": described["labels"],
+        "labels": loaded.labels,
         "thresholds": spec.thresholds,
         "activation": spec.activation,
         "input": {
@@ -24,7 +23,7 @@ def describe_model(spec: ModelSpec, described: dict[str, Any]) -> dict[str, obje
             "crops": preprocess.crop_count,
             "exact": not preprocess.draft,
         },
-        "device": described["device"],
+        "device": loaded.device,
         "folder": str(spec.folder),
-        "versions": described["versions"],
+        "versions": loaded.versions,
     }

@@ -12,15 +12,27 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Protocol
 
 from swiprctl.errors import BadRequest
 from swiprctl.protocol import Frame, Reply, encode
-from swiprd.pool.job import Job
+from swiprd.pool.deaths import Death
 from swiprd.pool.states import Event, State, after
+from swiprd.system.attachment import Attachment
 from swiprd.system.channel import Channel
+from swiprd.system.messages import (
+    Answer,
+    Fork,
+    Forked,
+    Limits,
+    Load,
+    Order,
+    Report,
+    Row,
+    parse_report,
+)
 
 _STATUS_WAIT = 1.0  # seconds that a dead worker's exit status may take, before it is "unknown"
 
@@ -38,14 +50,24 @@ ENVIRONMENT = {
 """What a forkserver's libraries read when they are imported."""
 
 
+class Giver(Protocol):
+    """Gives a worker images, and gets each of them back: the pool, a health check or a trial."""
+
+    def replied(self, worker: Worker, id: int, answer: Answer) -> None:
+        """The worker has answered an image."""
+
+    def left(self, ids: list[int], death: Death) -> None:
+        """The worker is dead, and has not answered these."""
+
+
 class Worker:
     """One worker process, from the order to fork it until its exit status is known.
 
     Attributes:
         number: unique in this daemon's life.
-        jobs: what it has and has not answered, by id.
+        unanswered: images that it has been given and has not answered, by id.
         born, heard: loop times of the order to fork it, and of its last answer.
-        probing: it runs the canary, not a job.
+        probing: it runs the canary, not a client's image.
         stuck: what it has takes far longer than is usual.
         memory: bytes of its own after its first answer; 0 before.
         condemned: why this daemon killed it; empty if it did not.
@@ -58,13 +80,14 @@ class Worker:
         sock: socket.socket,
         *,
         on_forked: Callable[[Worker], None],
-        on_reply: Callable[[Worker, Job, Reply], None],
+        on_answered: Callable[[Worker], None],
         on_gone: Callable[[Worker], None],
     ) -> None:
         self.number = number
         self.state = State.SPAWNING
         self.pid = 0
-        self.jobs: dict[int, Job] = {}
+        self.unanswered: dict[int, Attachment] = {}
+        self._giver: Giver | None = None
         self.born = self.heard = asyncio.get_running_loop().time()
         self.answered = 0
         self.probing = self.stuck = False
@@ -74,7 +97,7 @@ class Worker:
         self._pidfd = -1
         self._exited = False
         self._on_forked = on_forked
-        self._on_reply = on_reply
+        self._on_answered = on_answered
         self._on_gone = on_gone
         self._patience: asyncio.TimerHandle | None = None
         self._channel = Channel(sock, on_frame=self._replied, on_closed=self._closed)
@@ -89,14 +112,24 @@ class Worker:
             self.state = after(self.state, Event.FORKED)
             self._on_forked(self)
 
-    def give(self, jobs: Sequence[Job], limits: Mapping[str, float], threads: int) -> None:
-        """Hand over a batch. `limits`: max_bytes, max_pixels and max_decode of each image."""
+    def give(
+        self, images: Mapping[int, Attachment], giver: Giver, limits: Limits, threads: int
+    ) -> None:
+        """Hand over a batch, by ids that the giver will know. `limits` are those of each image."""
+        self._giver = giver
         if self.state is not State.WARMING:
             self.state = after(self.state, Event.GIVEN)
-        for job in jobs:
-            self.jobs[job.id] = job
-            frame = encode({"id": job.id, "size": len(jobs), "threads": threads, **limits})
-            self._channel.send(frame, job.image)
+        for id, image in images.items():
+            self.unanswered[id] = image
+            order = Order(id=id, size=len(images), threads=threads, limits=limits)
+            self._channel.send(encode(order.fields()), image)
+
+    def give_back(self, death: Death) -> None:
+        """Leave what it has not answered to the giver."""
+        ids = list(self.unanswered)
+        self.unanswered.clear()
+        if ids and self._giver is not None:
+            self._giver.left(ids, death)
 
     def kill(self, why: str) -> None:
         """SIGKILL the process, by pidfd, so that no other process can be hit."""
@@ -127,20 +160,22 @@ class Worker:
 
     def _replied(self, frame: Frame) -> None:
         reply = Reply.parse(frame.fields)
-        job = self.jobs.get(reply.id) if reply.id is not None else None
-        if job is None or frame.attachment is not None:
+        if reply.id is None or reply.id not in self.unanswered or frame.attachment is not None:
             if frame.attachment is not None:
                 os.close(frame.attachment)
-            # Not `kill()`: that is for the daemon's own reasons, and leaves the jobs to it.
+            # Not `kill()`: that is for the daemon's own reasons.
             self._channel.close(BadRequest("it answered what it was not asked"))
             return
-        del self.jobs[job.id]
-        if not self.jobs:
+        answer = Row.parse(reply.fields) if reply.error is None else reply.error
+        del self.unanswered[reply.id]
+        if not self.unanswered:
             self.state = after(self.state, Event.ANSWERED)
             self.stuck = False
         self.answered += 1
         self.heard = asyncio.get_running_loop().time()
-        self._on_reply(self, job, reply)
+        assert self._giver is not None
+        self._giver.replied(self, reply.id, answer)
+        self._on_answered(self)
 
     def _closed(self, _error: Exception | None) -> None:
         if self.state is not State.GONE:
@@ -174,7 +209,7 @@ class Forkserver:
     """The forkserver process, started at once; reports through the callbacks.
 
     Args:
-        on_event: called with each message, and the descriptor that came with it or None.
+        on_report: called with each message, and the pidfd that comes with `Forked`, else None.
         on_gone: called once, when its end of the socket is closed and the process is reaped.
 
     Attributes:
@@ -182,7 +217,7 @@ class Forkserver:
     """
 
     def __init__(
-        self, *, on_event: Callable[[dict[str, Any], int | None], None], on_gone: Callable[[], None]
+        self, *, on_report: Callable[[Report, int | None], None], on_gone: Callable[[], None]
     ) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
@@ -198,28 +233,26 @@ class Forkserver:
         self.pid = self._process.pid
         self._pidfd = os.pidfd_open(self.pid)
         self.killed = False
-        self._on_event = on_event
+        self._on_report = on_report
         self._on_gone = on_gone
         self._channel = Channel(ours, on_frame=self._told, on_closed=self._closed)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._pidfd, self._died)
 
     def load(self, folder: str, device: str, memory: int | None) -> None:
-        """Have it import torch and load the model; answered by `loaded` or `failed`.
+        """Have it import torch and load the model; answered by `Loaded` or `Failed`.
 
         Args:
             memory: bytes that each worker may allocate; None: no bound.
         """
-        self._channel.send(
-            encode({"op": "load", "folder": folder, "device": device, "memory": memory})
-        )
+        command = Load(folder=folder, device=device, memory=memory)
+        self._channel.send(encode(command.fields()))
 
     def fork(self, worker: int) -> socket.socket:
-        """Order a worker; return the front's end of its socket. Answered by `forked`."""
+        """Order a worker; return the front's end of its socket. Answered by `Forked`."""
         ours, theirs = socket.socketpair()
         with theirs:
-            order = encode({"op": "fork", "worker": worker})
-            self._channel.send(order, theirs.fileno())
+            self._channel.send(encode(Fork(worker=worker).fields()), theirs.fileno())
         return ours
 
     def kill(self) -> None:
@@ -233,7 +266,15 @@ class Forkserver:
         self._channel.close()
 
     def _told(self, frame: Frame) -> None:
-        self._on_event(frame.fields, frame.attachment)
+        try:
+            report = parse_report(frame.fields)
+            if isinstance(report, Forked) is (frame.attachment is None):
+                raise BadRequest("a pidfd comes with a worker that was forked, and only then")
+        except BadRequest:
+            if frame.attachment is not None:
+                os.close(frame.attachment)
+            raise
+        self._on_report(report, frame.attachment)
 
     def _closed(self, _error: Exception | None) -> None:
         self._gone_if_both()

@@ -158,7 +158,7 @@ class ModelManager:
         """
         pool, spec = self.current()
         return {
-            **describe_model(spec, pool.staff.described),
+            **describe_model(spec, pool.staff.loaded),
             "max_timeout": self._settings.ceiling,
         }
 
@@ -171,8 +171,8 @@ class ModelManager:
         if known is None or known == row["model"]:
             return row
         for pool, spec in self._specs.items():
-            if pool.staff.described["model"] == row["model"]:
-                labels = pool.staff.described["labels"]
+            if pool.staff.loaded.model == row["model"]:
+                labels = pool.staff.loaded.labels
                 return {**row, "labels": labels, "thresholds": spec.thresholds}
         return row
 
@@ -197,7 +197,7 @@ class ModelManager:
             try:
                 pool, spec = await self._load()
                 self._install(pool, spec)
-                return {"model": pool.staff.described["model"]}
+                return {"model": pool.staff.loaded.model}
             except LoadingFailed as error:
                 self._reload_failed(error)
                 raise
@@ -205,14 +205,14 @@ class ModelManager:
                 if replaces:
                     self._on_reload(False, self.reason)
 
-    def fallen(self, error: LoadingFailed) -> None:
+    # --- inside
+
+    def _fallen(self, error: LoadingFailed) -> None:
         """The model that has served cannot be brought back; try again from the folder."""
         pool, self.pool = self.pool, None
         if pool is not None:
             self._spawn(close(pool, self.pools))
         self._spawn(self._keep_trying(error))
-
-    # --- inside
 
     async def _bring_up(self) -> None:
         try:
@@ -258,7 +258,9 @@ class ModelManager:
         for left in reversed(range(_READS)):
             self.edits.reading()
             try:
-                pool, spec = await load(self._settings, self._court, self._ids, self.pools)
+                pool, spec = await load(
+                    self._settings, self._court, self._ids, self.pools, self._fallen
+                )
             except LoadingFailed:
                 if not left or not self.edits.stale():
                     raise
@@ -276,7 +278,7 @@ class ModelManager:
             self._spawn(self._retire(old))
         self.reload_error = ""
         if self.phase is not Phase.DRAINING:
-            self._enter(Phase.READY, f"serving {pool.staff.described['model']}")
+            self._enter(Phase.READY, f"serving {pool.staff.loaded.model}")
         self._court.installed(pool)
         self._spawn(calibrate(pool.staff, spec, self._settings, self._court.is_quiet))
 
@@ -289,7 +291,7 @@ class ModelManager:
         self.reload_error = str(error)
         log.error("reload failed: %s", error)
         if self.pool is not None and self.phase is Phase.READY:
-            old = self.pool.staff.described["model"]
+            old = self.pool.staff.loaded.model
             self.reason = f"serving {old}, as before: reload failed: {error}"
 
     def _enter(self, phase: Phase, reason: str) -> None:

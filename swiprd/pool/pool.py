@@ -7,11 +7,10 @@ that the job was to blame. The kill at a deadline is here; who replaces the kill
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
 
 from swiprctl.errors import DeadlineExceeded, LoadingFailed, SwiprError
-from swiprctl.protocol import Reply
 from swiprd.folder.canary import Canary
 from swiprd.pool import stragglers
 from swiprd.pool.deaths import Death, Fault, judge
@@ -20,6 +19,7 @@ from swiprd.pool.job import Job
 from swiprd.pool.recycling import RecyclingLimits
 from swiprd.pool.stragglers import UsualTime
 from swiprd.pool.supervisor import Shape, Supervisor
+from swiprd.system.messages import Answer, Limits, Row
 from swiprd.system.proc import is_stopped, processor_time
 
 
@@ -35,11 +35,13 @@ class Owner(Protocol):
     def take(self, job: Job) -> None:
         """One of these runs."""
 
-    def answered(
-        self, job: Job, fields: dict[str, object], share: float, alone: float | None
-    ) -> None:
-        """A row; `share` is the seconds of the whole pool's time that it took, `alone` those that
-        it had a worker for itself, if it had."""
+    def answered(self, job: Job, row: Row, model: str, share: float, alone: float | None) -> None:
+        """A row, and the id of the model that gave it.
+
+        Args:
+            share: seconds of the whole pool's time that it took.
+            alone: seconds that it had a worker for itself; None: it was in a batch of several.
+        """
 
     def failed(self, job: Job, error: SwiprError) -> None:
         """A named error."""
@@ -54,12 +56,20 @@ class Owner(Protocol):
     def again(self, job: Job) -> None:
         """Its worker died through no proven fault of the job."""
 
-    def pool_failed(self, error: LoadingFailed) -> None:
-        """The model that has served cannot be brought back."""
+
+class Run(NamedTuple):
+    """A job in a worker."""
+
+    job: Job
+    worker: Worker
 
 
 class Pool:
-    """The workers of one model. Make it, `await staff.start()`, `dispatch()` when jobs come."""
+    """The workers of one model. Make it, `await staff.start()`, `dispatch()` when jobs come.
+
+    Args:
+        on_given_up: called when the model that has served cannot be brought back.
+    """
 
     def __init__(
         self,
@@ -68,20 +78,20 @@ class Pool:
         folder: str,
         device: str,
         shape: Shape,
-        limits: Mapping[str, float],
-        canary: Callable[[dict[str, Any]], Canary],
+        limits: Limits,
+        canary: Canary,
         ids: Iterator[int],
         memory: int | None,
         wear: RecyclingLimits,
+        on_given_up: Callable[[LoadingFailed], None],
     ) -> None:
         self._owner = owner
         self._limits = limits
         self._loop = asyncio.get_running_loop()
-        self._running: dict[int, Worker] = {}
+        self._running: dict[int, Run] = {}
         self._usual = UsualTime()
         self._drained: asyncio.Event | None = None
         self.staff = Supervisor(
-            self,
             folder=folder,
             device=device,
             shape=shape,
@@ -89,6 +99,8 @@ class Pool:
             ids=ids,
             memory=memory,
             wear=wear,
+            on_idle=self.dispatch,
+            on_given_up=on_given_up,
         )
 
     def dispatch(self) -> None:
@@ -135,32 +147,32 @@ class Pool:
         if self._running:
             await self._drained.wait()
 
-    # --- what the supervisor tells
+    # --- what the workers give back
 
-    def replied(self, job: Job, reply: Reply) -> None:
-        """See `supervisor.Employer`."""
+    def replied(self, _worker: Worker, id: int, answer: Answer) -> None:
+        """See `handles.Giver`."""
+        job = self._running[id].job
         self._forget(job)
-        if reply.error is not None:
-            self._owner.failed(job, reply.error)
+        if isinstance(answer, SwiprError):
+            self._owner.failed(job, answer)
             return
         if job.threads:
-            infer: Any = reply.fields["infer"]
-            self.staff.threads.learn(job.threads, infer)
+            self.staff.threads.learn(job.threads, answer.infer)
         shape = self.staff.shape
         seconds = self._loop.time() - job.started
         self._usual.learn(seconds)
         # Once it was overdue another worker stood in for its own: then it kept nobody waiting.
         held = job.overdue - job.started if job.overdue else seconds
-        fields = {**reply.fields, "model": self.staff.described["model"]}
-        self._owner.answered(
-            job, fields, held / (shape.workers * shape.batch), seconds if job.threads else None
-        )
+        share = held / (shape.workers * shape.batch)
+        alone = seconds if job.threads else None
+        self._owner.answered(job, answer, self.staff.loaded.model, share, alone)
 
-    def left(self, jobs: list[Job], death: Death) -> None:
-        """See `supervisor.Employer`. Of a batch nobody is blamed: each is tried again alone."""
+    def left(self, ids: list[int], death: Death) -> None:
+        """See `handles.Giver`. Of a batch nobody is blamed: each is tried again alone."""
+        jobs = [self._running[id].job for id in ids]
         for job in reversed(jobs):  # each goes back to the head of the queue: the first one last
             self._forget(job)
-            error = judge(job, death, self._limits["max_decode"])
+            error = judge(job, death, self._limits.max_decode)
             if error is None:
                 job.alone = True
                 job.started = job.overdue = 0.0
@@ -170,19 +182,11 @@ class Pool:
             else:
                 self._owner.condemned(job, error)
 
-    def someone_idle(self) -> None:
-        """See `supervisor.Employer`."""
-        self.dispatch()
-
-    def given_up(self, error: LoadingFailed) -> None:
-        """See `supervisor.Employer`."""
-        self._owner.pool_failed(error)
-
     # --- inside
 
     def _overdue(self, worker: Worker, batch: list[Job]) -> None:
         """A batch was given long ago. If it still runs, see to it that the others need not wait."""
-        left = [job for job in batch if self._running.get(job.id) is worker]
+        left = [job for job in batch if self._worker_of(job) is worker]
         if not left:
             return
         if is_stopped(worker.pid):
@@ -204,16 +208,15 @@ class Pool:
 
     def _times(self, job: Job) -> tuple[float, float]:
         """Seconds since a running job was given to its worker, and what that computed meanwhile."""
-        pid = self._running[job.id].pid
+        pid = self._running[job.id].worker.pid
         return self._loop.time() - job.started, processor_time(pid) - job.computed
 
     def _stuck(self) -> list[Job]:
-        return [
-            job
-            for worker in self.staff.workers.values()
-            for job in worker.jobs.values()
-            if worker.stuck
-        ]
+        return [job for job, worker in self._running.values() if worker.stuck]
+
+    def _worker_of(self, job: Job) -> Worker | None:
+        run = self._running.get(job.id)
+        return run.worker if run is not None else None
 
     def _free(self) -> Worker | None:
         """An idle worker, if jobs are to be given to any."""
@@ -227,8 +230,8 @@ class Pool:
         for job in batch:
             job.started, job.computed = now, computed
             job.threads = threads if len(batch) == 1 else 0
-            self._running[job.id] = worker
-        worker.give(batch, self._limits, threads)
+            self._running[job.id] = Run(job, worker)
+        worker.give({job.id: job.image for job in batch}, self, self._limits, threads)
 
     def _take_batch(self, first: Job | None) -> list[Job]:
         """Take jobs whose turn it is. Who has a worker stuck gets each image tried alone."""
@@ -275,14 +278,14 @@ class Pool:
         return True
 
     def _kill(self, job: Job, why: str) -> None:
-        worker = self._forget(job)
+        worker = self._worker_of(job)
+        self._forget(job)
         if worker is not None:
-            worker.jobs.pop(job.id, None)
+            worker.unanswered.pop(job.id, None)
             self.staff.discard(worker, why)
 
-    def _forget(self, job: Job) -> Worker | None:
+    def _forget(self, job: Job) -> None:
         """A job runs no more; a pool that drains may be done with that."""
-        worker = self._running.pop(job.id, None)
+        self._running.pop(job.id, None)
         if self._drained is not None and not self._running:
             self._drained.set()
-        return worker

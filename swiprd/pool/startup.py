@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from swiprctl.errors import LoadingFailed
@@ -17,12 +16,17 @@ from swiprd.pool.calibrate import choose_shape
 from swiprd.pool.pool import Owner, Pool
 from swiprd.pool.recycling import RecyclingLimits
 from swiprd.system.log import log
+from swiprd.system.messages import Limits
 
 Signature = tuple[tuple[str, int, int], ...]
 
 
 async def load(
-    settings: Settings, owner: Owner, ids: Iterator[int], pools: set[Pool]
+    settings: Settings,
+    owner: Owner,
+    ids: Iterator[int],
+    pools: set[Pool],
+    on_given_up: Callable[[LoadingFailed], None],
 ) -> tuple[Pool, ModelSpec]:
     """Start a pool on the model's folder and see it answer.
 
@@ -42,21 +46,22 @@ async def load(
         folder=str(spec.folder),
         device=settings.device,
         shape=choose_shape(settings, spec),
-        limits={
-            "max_bytes": settings.max_image,
-            "max_pixels": settings.max_pixels,
-            "max_decode": settings.max_decode,
-        },
-        canary=lambda described: replace(canary, classes=len(described["labels"])),
+        limits=Limits(
+            max_bytes=settings.max_image,
+            max_pixels=settings.max_pixels,
+            max_decode=settings.max_decode,
+        ),
+        canary=canary,
         ids=ids,
         memory=settings.worker_memory,
         wear=RecyclingLimits(requests=settings.max_requests, growth=settings.max_growth),
+        on_given_up=on_given_up,
     )
     pools.add(pool)
     try:
         await asyncio.wait_for(pool.staff.start(), settings.load_timeout)
     except TimeoutError:
-        pool.staff.kill()
+        pool.staff.forkserver.kill()
         await close(pool, pools)
         raise LoadingFailed(
             f"{spec.file}: the model did not answer within {settings.load_timeout:g} s"
@@ -64,14 +69,14 @@ async def load(
     except BaseException:
         await close(pool, pools)
         raise
-    log.info("%s has answered the canary", pool.staff.described["model"])
+    log.info("%s has answered the canary", pool.staff.loaded.model)
     return pool, spec
 
 
 async def close(pool: Pool, pools: set[Pool]) -> None:
     """Let a pool's processes leave, and wait until they have."""
     pool.staff.close()
-    await pool.staff.wait_closed()
+    await pool.staff.forkserver.wait_closed()
     pools.discard(pool)
 
 

@@ -1,38 +1,32 @@
-"""Keeps one model's processes alive: the forkserver, the workers, and the standby among them.
+"""Decides which workers one model has: how many, which are replaced, and the standby among them.
 
-At any time one more worker is warm than may be busy: the standby. Nobody is given work who has
-not answered the canary. This module decides who lives; what they work on is the pool's.
+At any time one more worker is warm than may be busy: the standby. No worker is given work before it
+has answered the canary. What the workers work on is the pool's to decide; the forkserver that they
+come from is its keeper's.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import count
-from typing import Any, Protocol
 
 from swiprctl.errors import LoadingFailed
-from swiprctl.protocol import DEFAULT_TIMEOUT, Reply
+from swiprctl.protocol import DEFAULT_TIMEOUT
 from swiprd.folder.canary import Canary
 from swiprd.pool import stragglers
 from swiprd.pool.deaths import Death, Fault, death_of
-from swiprd.pool.handles import Forkserver, Worker
-from swiprd.pool.health import HealthCheck
-from swiprd.pool.job import Job
+from swiprd.pool.handles import Worker
+from swiprd.pool.health import HealthChecks
+from swiprd.pool.keeper import ForkserverKeeper
 from swiprd.pool.recycling import RecyclingLimits
 from swiprd.pool.states import Backoff, State
 from swiprd.pool.thread_choice import Threads
+from swiprd.pool.timers import Timers
 from swiprd.system.log import log
+from swiprd.system.messages import Loaded
 from swiprd.system.proc import own_memory
-
-MAX_KILLED_LOADS = 3
-"""Forkservers in a row that may be killed from outside while the model has never served yet."""
-
-FORK_PATIENCE = 8.0
-"""Seconds in which the forkserver, which does nothing else, must have forked a worker."""
 
 MAX_FALSE_STARTS = 3
 """Workers in a row that may die or answer wrongly at their first canary, before the model is."""
@@ -56,82 +50,63 @@ class Shape:
     alone: int
 
 
-class Employer(Protocol):
-    """What the supervisor tells whoever gives its workers work."""
-
-    def replied(self, job: Job, reply: Reply) -> None:
-        """A worker has answered a job that it was given."""
-
-    def left(self, jobs: list[Job], death: Death) -> None:
-        """A worker is dead and leaves these."""
-
-    def someone_idle(self) -> None:
-        """A worker waits for work."""
-
-    def given_up(self, error: LoadingFailed) -> None:
-        """The model that has served cannot be brought back."""
-
-
 class Supervisor:
     """Make it, `await start()`, then give idle workers work.
 
     Args:
-        canary: makes the canary from what the forkserver says of the model.
+        canary: how many labels there are is put into it once the model is loaded.
         ids: where jobs get their ids from.
         memory: bytes that a worker may allocate on top of what it begins with; None: no bound.
         wear: when a worker is replaced.
+        on_idle: called when a worker may wait for work.
+        on_given_up: called when the model that has served cannot be brought back.
 
     Attributes:
+        forkserver: its keeper.
         threads: how many the next batch gets that nothing runs beside.
-        described: what the forkserver said of the model: labels, model, versions, device.
         kills: (loop time, worker's number, why) of the last workers that did not leave by
             themselves; `killed` counts all of them.
-        restarts: forkservers started after the first.
         recycled: workers that were replaced because they were worn.
     """
 
     def __init__(
         self,
-        employer: Employer,
         *,
         folder: str,
         device: str,
         shape: Shape,
-        canary: Callable[[dict[str, Any]], Canary],
+        canary: Canary,
         ids: Iterator[int],
         memory: int | None,
         wear: RecyclingLimits,
+        on_idle: Callable[[], None],
+        on_given_up: Callable[[LoadingFailed], None],
     ) -> None:
-        self._employer = employer
-        self._folder = folder
-        self._device = device
-        self._make_canary = canary
-        self._ids = ids
-        self._memory = memory
+        self._on_idle = on_idle
+        self._on_given_up = on_given_up
+        self.canary = canary
         self._wear = wear
-        self._numbers = count(1)
+        self.forkserver = ForkserverKeeper(
+            folder=folder,
+            device=device,
+            memory=memory,
+            on_loaded=self._on_loaded,
+            on_not_forked=self._false_start,
+            on_failed=self._fail,
+        )
+        self._checks = HealthChecks(canary, ids, self._checked)
         self._loop = asyncio.get_running_loop()
         self.shape = shape
         self.threads = Threads(shape.threads, shape.alone)
-        self.described: dict[str, Any] = {}
-        self.canary: Canary | None = None
         self.workers: dict[int, Worker] = {}
         self.kills: deque[tuple[float, int, str]] = deque(maxlen=_EVENTS_KEPT)
         self.killed = 0
-        self.restarts = -1
         self.recycled = 0
         self.closing = False
-        self._trial: dict[int, Worker] = {}
-        self._forkserver: Forkserver | None = None
-        self._loaded = False
         self._fork_backoff = Backoff()
-        self._load_backoff = Backoff(first=0.5)
         self._hold_until = 0.0
-        self._timers: set[asyncio.TimerHandle] = set()
+        self._timers = Timers()
         self._ready: asyncio.Future[None] = self._loop.create_future()
-        self._checked: Worker | None = None  # whom `check()` has asked,
-        self._checking: asyncio.Future[None] = self._loop.create_future()  # and what comes of it
-        self._closed = asyncio.Event()
 
     # --- life
 
@@ -141,13 +116,14 @@ class Supervisor:
         Raises:
             LoadingFailed: with the reason.
         """
-        self._start_forkserver()
+        self.forkserver.start()
         await asyncio.shield(self._ready)
 
     @property
-    def pid(self) -> int:
-        """The forkserver's pid; 0 where there is none just now."""
-        return self._forkserver.pid if self._forkserver is not None else 0
+    def loaded(self) -> Loaded:
+        """What the forkserver said of the model; only once `start()` is done."""
+        assert self.forkserver.loaded is not None
+        return self.forkserver.loaded
 
     def reshape(self, shape: Shape) -> None:
         """Spread the work another way. Workers over the new number leave when they are idle."""
@@ -156,33 +132,16 @@ class Supervisor:
         self.fill()
 
     def close(self) -> None:
-        """Let every process leave. What workers still have is left to the employer."""
+        """Let every process leave. What workers still have goes back to those who gave it."""
         if self.closing:
             return
         self.closing = True
-        for timer in self._timers:
-            timer.cancel()
+        self._timers.cancel()
         if not self._ready.done():
             self._ready.cancel()
-        for worker in [*self.workers.values(), *self._trial.values()]:
+        for worker in list(self.forkserver.workers.values()):
             self.discard(worker, "the pool closes")
-        if self._forkserver is not None:
-            self._forkserver.close()
-        else:
-            self._closed.set()
-
-    async def wait_closed(self, patience: float = 5.0) -> None:
-        """Wait until the forkserver is gone; SIGKILL it if that takes too long (seconds)."""
-        try:
-            await asyncio.wait_for(self._closed.wait(), patience)
-        except TimeoutError:
-            self.kill()
-            await self._closed.wait()
-
-    def kill(self) -> None:
-        """SIGKILL all of it, now."""
-        if self._forkserver is not None:
-            self._forkserver.kill()
+        self.forkserver.close()
 
     # --- workers
 
@@ -212,19 +171,17 @@ class Supervisor:
         )
 
     def discard(self, worker: Worker, why: str) -> None:
-        """SIGKILL a worker. What it had is left to the employer, and through no fault of its."""
+        """SIGKILL a worker. What it had goes back to the giver, and through no fault of its."""
         if worker.state is State.GONE:
             return
         if not self.closing:
             self._note(worker, why)
-        jobs = list(worker.jobs.values())
-        worker.jobs.clear()
         worker.kill(why)
-        self._leave(jobs, Death(why, Fault.NOBODY))
+        worker.give_back(Death(why, Fault.NOBODY))
 
     def fill(self) -> None:
         """Have as many workers as there should be."""
-        if self.closing or not self._loaded or self._forkserver is None:
+        if self.closing or not self.forkserver.can_fork:
             return
         if self._loop.time() < self._hold_until:
             return  # `_false_start` has set a timer
@@ -233,16 +190,16 @@ class Supervisor:
         wanted = self.shape.workers + 1 + self._stand_ins if self._ready.done() else 1
         try:
             for _ in range(wanted - len(alive)):
-                worker = self._fork(
-                    on_forked=self._probe,
-                    on_reply=self._replied,
+                worker = self.forkserver.fork(
+                    on_forked=self._checks.begin,
+                    on_answered=self._answered,
                     on_gone=self._worker_gone,
                 )
                 self.workers[worker.number] = worker
         except OSError as error:  # no descriptor is to be had just now
             log.error("no worker can be had: %s; trying again", error.strerror)
             self._hold_until = self._loop.time() + _SHORT_OF
-            self._later(_SHORT_OF, self.fill)
+            self._timers.later(_SHORT_OF, self.fill)
         for worker in alive[wanted:]:
             if worker.state is State.IDLE:
                 worker.retire()
@@ -253,144 +210,27 @@ class Supervisor:
         Raises:
             LoadingFailed: no worker is alive, or its answer is wrong or late; it has been killed.
         """
-        begun = self._loop.time()
-        if self._checked is None:  # who asks meanwhile shares the answer
-            idle = [w for w in self.workers.values() if w.state is State.IDLE]
-            if not idle:
-                raise LoadingFailed("no worker is ready", 1.0)
-            self._checking = self._loop.create_future()
-            # The one not heard of for longest: so the standby, too, has its turn.
-            self._checked = min(idle, key=lambda w: w.heard)
-            self._probe(self._checked, timeout)
-        await asyncio.shield(self._checking)
-        return self._loop.time() - begun
+        idle = [w for w in self.workers.values() if w.state is State.IDLE]
+        return await self._checks.ask(idle, timeout)
 
-    def fork_for_trial(
-        self,
-        *,
-        on_forked: Callable[[Worker], None],
-        on_reply: Callable[[Worker, Job, Reply], None],
-    ) -> Worker | None:
+    def fork_for_trial(self, *, on_forked: Callable[[Worker], None]) -> Worker | None:
         """Fork a worker that is given no work here; None where that cannot be done now."""
-        if self.closing or not self._loaded or self._forkserver is None:
+        if self.closing or not self.forkserver.can_fork:
             return None
-
-        def gone(worker: Worker) -> None:
-            del self._trial[worker.number]
-
         try:
-            worker = self._fork(on_forked=on_forked, on_reply=on_reply, on_gone=gone)
+            return self.forkserver.fork(on_forked=on_forked, on_answered=_untold, on_gone=_untold)
         except OSError:
             return None
-        self._trial[worker.number] = worker
-        return worker
 
-    # --- the forkserver
+    # --- their health
 
-    def _start_forkserver(self) -> None:
-        self.restarts += 1
-        self._loaded = False
-        self._forkserver = Forkserver(on_event=self._heard, on_gone=self._forkserver_gone)
-        self._forkserver.load(self._folder, self._device, self._memory)
+    def _on_loaded(self, loaded: Loaded) -> None:
+        if not self.canary.classes:  # another forkserver must not change what is right
+            self.canary.classes = len(loaded.labels)
+        self.fill()
 
-    def _heard(self, event: dict[str, Any], descriptor: int | None) -> None:
-        number = event.get("worker", -1)
-        worker = self.workers.get(number) or self._trial.get(number)
-        match event["event"]:
-            case "loaded":
-                self._loaded = True
-                self.described = event
-                if self.canary is None:
-                    self.canary = self._make_canary(event)
-                self.fill()
-            case "failed":
-                self._fail(LoadingFailed(event["reason"]))
-            case "forked" if worker is not None and descriptor is not None:
-                worker.forked(event["pid"], descriptor)
-            case "forked" if worker is not None:
-                worker.condemned = f"it could not be forked: {event['reason']}"
-                self._false_start(worker.condemned)
-                worker.exited(None)
-            case "exited" if worker is not None:
-                worker.exited(event["status"])
-            case _ if descriptor is not None:
-                os.close(descriptor)  # a worker that nobody waits for any more: it gets EOF
-
-    def _forkserver_gone(self) -> None:
-        assert self._forkserver is not None
-        killed, self._forkserver = self._forkserver.killed, None
-        for worker in [*self.workers.values(), *self._trial.values()]:
-            worker.exited(None)
-        if self.closing:
-            self._closed.set()
-            return
-        if not self._ready.done() and (not killed or self.restarts >= MAX_KILLED_LOADS):
-            self._fail(LoadingFailed("the process that loads the model died; see the log"))
-            return
-        log.warning("the forkserver died; starting another")
-        self._later(self._load_backoff.failed(), self._restart_forkserver)
-
-    def _restart_forkserver(self) -> None:
-        try:
-            self._start_forkserver()
-        except OSError as error:  # no process or descriptor is to be had just now
-            log.error("the forkserver cannot be started: %s; trying again", error.strerror)
-            self._later(self._load_backoff.failed(), self._restart_forkserver)
-
-    def _fork(
-        self,
-        *,
-        on_forked: Callable[[Worker], None],
-        on_reply: Callable[[Worker, Job, Reply], None],
-        on_gone: Callable[[Worker], None],
-    ) -> Worker:
-        assert self._forkserver is not None
-        number = next(self._numbers)
-        worker = Worker(
-            number,
-            self._forkserver.fork(number),
-            on_forked=on_forked,
-            on_reply=on_reply,
-            on_gone=on_gone,
-        )
-        self._later(FORK_PATIENCE, lambda: self._still_spawning(worker))
-        return worker
-
-    def _still_spawning(self, worker: Worker) -> None:
-        """A forkserver that does not fork is worse than none: it holds the place of another."""
-        if worker.state is State.SPAWNING:
-            log.error("the forkserver does not fork: it is killed")
-            self.kill()
-
-    def _fail(self, error: LoadingFailed) -> None:
-        if not self._ready.done():
-            self._ready.set_exception(error)
-        elif not self.closing:
-            self._employer.given_up(error)
-
-    # --- the canary
-
-    def _probe(self, worker: Worker, timeout: float = DEFAULT_TIMEOUT) -> None:
-        """Have a worker run the canary; without its right answer it is not kept."""
-        assert self.canary is not None
-        try:
-            HealthCheck(
-                worker,
-                self.canary,
-                job_id=next(self._ids),
-                timeout=timeout,
-                on_end=self._probed,
-            )
-        except OSError as error:
-            self._probed(worker, LoadingFailed(f"no canary could be made: {error.strerror}"))
-
-    def _probed(self, worker: Worker, error: LoadingFailed | None) -> None:
-        if self._checked is worker:
-            self._checked = None
-            if error is None:
-                self._checking.set_result(None)
-            else:
-                self._checking.set_exception(error)
+    def _checked(self, worker: Worker, error: LoadingFailed | None) -> None:
+        """A health check has ended. Without its right answer a worker is not kept."""
         if error is not None:
             alive = worker.state is not State.GONE
             self.discard(worker, str(error))
@@ -399,7 +239,7 @@ class Supervisor:
             return
         self._hold_until = 0.0
         self._fork_backoff.succeeded()
-        self._load_backoff.succeeded()
+        self.forkserver.served()
         if not self._ready.done():
             self._ready.set_result(None)
         self.fill()
@@ -413,20 +253,22 @@ class Supervisor:
         ):
             self._fail(LoadingFailed(f"no worker answers the canary: {why}"))
             return
-        self._later(wait, self.fill)
+        self._timers.later(wait, self.fill)
+
+    def _fail(self, error: LoadingFailed) -> None:
+        if not self._ready.done():
+            self._ready.set_exception(error)
+        elif not self.closing and self._ready.exception() is None:
+            self._on_given_up(error)
 
     # --- what workers do
 
-    def _replied(self, worker: Worker, job: Job, reply: Reply) -> None:
-        if isinstance(job.owner, HealthCheck):
-            job.owner.replied(reply)
-        else:
-            self._employer.replied(job, reply)
+    def _answered(self, worker: Worker) -> None:
         if worker.state is State.IDLE and worker.answered % _LOOKS == 1:
             self._recycle(worker)
         if len(self.workers) > self.shape.workers + 1:
             self.fill()
-        self._employer.someone_idle()
+        self._on_idle()
 
     def _recycle(self, worker: Worker) -> None:
         """Let an idle worker leave if it is worn and the standby can take its place at once."""
@@ -447,33 +289,16 @@ class Supervisor:
         """A worker is dead and its exit status known, or not to be known."""
         del self.workers[worker.number]
         if not worker.condemned:
-            jobs = list(worker.jobs.values())
-            worker.jobs.clear()
             death = death_of(worker.status)
             self._note(worker, death.how)
-            self._leave(jobs, death)
+            worker.give_back(death)
         self.fill()
-
-    def _leave(self, jobs: list[Job], death: Death) -> None:
-        rest = []
-        for job in jobs:
-            if isinstance(job.owner, HealthCheck):
-                job.owner.lost(death.how)
-            else:
-                rest.append(job)
-        if rest:
-            self._employer.left(rest, death)
 
     def _note(self, worker: Worker, why: str) -> None:
         log.warning("worker %d (pid %d): %s", worker.number, worker.pid, why)
         self.killed += 1
         self.kills.append((self._loop.time(), worker.number, why))
 
-    def _later(self, seconds: float, call: Callable[[], None]) -> None:
-        def run() -> None:
-            self._timers.discard(timer)
-            if not self.closing:
-                call()
 
-        timer = self._loop.call_later(seconds, run)
-        self._timers.add(timer)
+def _untold(_worker: Worker) -> None:
+    """What becomes of a trial's worker is the trial's to know."""

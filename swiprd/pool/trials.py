@@ -12,15 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 
-from swiprctl.errors import SwiprError
-from swiprctl.protocol import Reply
 from swiprd.folder.canary import CANARY_LIMITS
+from swiprd.pool.deaths import Death
 from swiprd.pool.handles import Worker
-from swiprd.pool.job import Job
 from swiprd.pool.states import Backoff, State
 from swiprd.pool.supervisor import Shape, Supervisor
 from swiprd.system.attachment import Attachment
 from swiprd.system.memfd import sealed_memfd
+from swiprd.system.messages import Answer
 
 AT_ONCE = 30.0
 """Seconds for which a daemon's measurements may occupy the host before they have to pause."""
@@ -153,7 +152,6 @@ class _Trial:
     """Workers of one shape that answer the canary over and over."""
 
     def __init__(self, staff: Supervisor, shape: Shape) -> None:
-        assert staff.canary is not None
         self._loop = asyncio.get_running_loop()
         self._shape = shape
         self._image = Attachment.of(sealed_memfd(staff.canary.image))
@@ -164,7 +162,7 @@ class _Trial:
         self._going = True
         self._workers: list[Worker] = []
         for _ in range(shape.workers):
-            worker = staff.fork_for_trial(on_forked=self._give, on_reply=self._replied)
+            worker = staff.fork_for_trial(on_forked=self._give)
             if worker is not None:
                 self._workers.append(worker)
 
@@ -200,37 +198,20 @@ class _Trial:
         """Kill the workers: what they still compute is of no use."""
         self._going = False
         for worker in self._workers:
-            worker.jobs.clear()
             worker.kill("the measurement is over")
         self._image.close()
 
-    def _give(self, worker: Worker) -> None:
-        now = self._loop.time()
-        worker.give(
-            [
-                Job(
-                    id=next(self._ids),
-                    uid=0,
-                    owner=self,
-                    image=self._image,
-                    arrived=now,
-                    deadline=now,
-                    timeout=None,
-                    done=_ignore,
-                )
-                for _ in range(self._shape.batch)
-            ],
-            CANARY_LIMITS,
-            self._shape.threads,
-        )
-
-    def _replied(self, worker: Worker, _job: Job, _reply: Reply) -> None:
+    def replied(self, worker: Worker, _id: int, _answer: Answer) -> None:
+        """See `handles.Giver`: it is given the next, until all is over."""
         self._answers += 1
         self._last = self._loop.time()
-        if not worker.jobs and self._going:
+        if not worker.unanswered and self._going:
             self._warm.add(worker.number)
             self._give(worker)
 
+    def left(self, _ids: list[int], _death: Death) -> None:
+        """See `handles.Giver`: nobody waits for these. `run()` sees that a worker is missing."""
 
-def _ignore(_job: Job, _outcome: dict[str, object] | SwiprError) -> None:
-    """Nobody waits for a trial's rows."""
+    def _give(self, worker: Worker) -> None:
+        ids = [next(self._ids) for _ in range(self._shape.batch)]
+        worker.give(dict.fromkeys(ids, self._image), self, CANARY_LIMITS, self._shape.threads)

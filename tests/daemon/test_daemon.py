@@ -26,7 +26,7 @@ from daemonprocess import (
 from modelfolders import CLASSES, make_folder
 
 from swiprctl.errors import DeadlineExceeded, LoadingFailed, ShuttingDown, WorkerCrashed
-from swiprd.pool.supervisor import MAX_KILLED_LOADS
+from swiprd.pool.keeper import MAX_KILLED_LOADS
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -19,7 +19,7 @@ from swiprd.intake.recognition import recognise
 from swiprd.pool import stragglers
 from swiprd.pool.job import Job
 from swiprd.pool.stragglers import UsualTime
-from swiprd.system.attachment import Identity
+from swiprd.system.attachment import Attachment, Identity
 from swiprd.system.memfd import sealed_memfd
 
 pytestmark = pytest.mark.timeout(60)
@@ -184,12 +184,11 @@ class TestGivingWay:
             id=0,
             uid=uid,
             owner=None,
-            image=-1,
+            image=Attachment(),
             arrived=0.0,
             deadline=40.0,
             timeout=None,
             done=lambda _job, _outcome: None,
-            discard=os.close,
         )
         job.started, job.unheard = started, unheard
         return job
