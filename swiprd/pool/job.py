@@ -1,4 +1,4 @@
-"""One image on its way to a row: what the front, the pool and the workers' handles know of it."""
+"""One image on its way to a row: what the front and the pool know of it."""
 
 from __future__ import annotations
 

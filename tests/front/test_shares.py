@@ -27,8 +27,8 @@ FIRST = 7_000_000
 
 _SITE = """
 import pathlib
-import swiprd.owners
-swiprd.owners.SUBUID = pathlib.Path({subuid!r})
+import swiprd.front.owners
+swiprd.front.owners.SUBUID = pathlib.Path({subuid!r})
 """
 
 
