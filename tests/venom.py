@@ -46,7 +46,7 @@ leaked = []
 
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "swiprd.images":
+        if name != "swiprd.inference.decode":
             return None
         sys.meta_path.remove(self)
         spec = importlib.machinery.PathFinder.find_spec(name, path)
