@@ -1,9 +1,12 @@
 """No daemon there? Start a private one the way systemd would: bind, pass fd 3, LISTEN_FDS.
 
 Only for the user's own socket, and only imported when nothing answers on it. A lock makes two
-starters race safely: one binds and starts, the other finds somebody listening. The socket listens
-before the daemon exists, so whoever asks meanwhile waits in its queue and nothing is lost.
-Nothing here waits for the daemon to be ready.
+starters race safely: one binds and starts, the other finds a socket that is listened on. The socket
+listens before the daemon exists, so that requests of other clients wait in its queue and none is
+lost. Nothing here waits for the daemon to be ready.
+
+Forked by hand: subprocess.Popen cannot set LISTEN_PID to the child's own pid or give a descriptor
+the number 3, and would leave its zombie to a client that lives on.
 """
 
 from __future__ import annotations
@@ -35,42 +38,42 @@ _LISTEN_FD = 3
 _STATUS = 4  # bytes of a status of waitpid(2)
 
 _NOT_FOR_THE_CHILD = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "SWIPR_SOCKET")
-"""What would make the daemon speak to the service manager of whoever started it."""
+"""Variables by which the daemon would report to the service manager of the client's process."""
 
 
 class Child:
-    """A daemon that was started here, and nothing ends it.
+    """A daemon that was started here; it outlives this process.
 
-    Its parent is not this process but one between the two: it says how the daemon ended, as long
-    as somebody wants to know, and leaves the daemon to init then. So no zombie is left here of a
-    daemon that leaves when the client has forgotten it.
+    Its parent is the reaper, a process between the two: as long as `status_pipe` is open, it waits
+    for the daemon and writes its exit status to the pipe. Then it exits and leaves the daemon to
+    init. So a daemon that ends later leaves no zombie in a client that lives on.
     """
 
-    def __init__(self, between: int, told: int, log: str, log_offset: int) -> None:
-        self._between = between
-        self._told = told
+    def __init__(self, reaper: int, status_pipe: int, log: str, log_offset: int) -> None:
+        self._reaper = reaper
+        self._status_pipe = status_pipe
         self._log = log
         self._log_offset = log_offset
         self._status: int | None = None
 
     def gone(self) -> bool:
-        """Whether it has ended, or cannot be heard of any more."""
-        if self._told >= 0 and select.select([self._told], [], [], 0)[0]:
-            if status := os.read(self._told, _STATUS):
+        """Whether it has ended, or its reaper has, so that its end cannot be known."""
+        if self._status_pipe >= 0 and select.select([self._status_pipe], [], [], 0)[0]:
+            if status := os.read(self._status_pipe, _STATUS):
                 self._status = os.waitstatus_to_exitcode(int.from_bytes(status, sys.byteorder))
             self.forget()
-        return self._told < 0
+        return self._status_pipe < 0
 
     def forget(self) -> None:
-        """Want to know no more how it ends."""
-        if self._told < 0:
+        """Close the pipe, so that the reaper exits: how the daemon ends is not asked any more."""
+        if self._status_pipe < 0:
             return
-        os.close(self._told)
-        self._told = -1
+        os.close(self._status_pipe)
+        self._status_pipe = -1
         try:
-            os.waitpid(self._between, 0)  # it leaves at once
+            os.waitpid(self._reaper, 0)  # it exits at once
         except ChildProcessError:
-            pass  # somebody else has reaped it
+            pass  # the program that uses this client has reaped it
 
     def last_words(self) -> NoDaemon:
         """Make the error for a daemon that ended before it answered anybody."""
@@ -86,9 +89,9 @@ class Child:
         return NoDaemon(f"{text} and ends: {last}" if last else text)
 
     def _wait(self, seconds: float) -> None:
-        """Let it finish dying: its socket goes a little before it does."""
-        if self._told >= 0:
-            select.select([self._told], [], [], seconds)
+        """Wait for its exit status, which comes a little after its socket is closed."""
+        if self._status_pipe >= 0:
+            select.select([self._status_pipe], [], [], seconds)
         self.gone()
 
     def _last_line(self) -> str:
@@ -149,7 +152,7 @@ def _importable(name: str) -> bool:
 
 
 def _lock(name: str) -> int:
-    """Take the lock. flock(2) knows no timeout, and its holder needs milliseconds: so, polled."""
+    """Take the lock by polling: flock(2) has no timeout, and the holder needs milliseconds."""
     deadline = time.monotonic() + _LOCK_PATIENCE
     while (lock := try_lock(name)) is None:
         if time.monotonic() >= deadline:
@@ -166,7 +169,7 @@ def _bind_and_spawn(path: str, log_path: str, model: str) -> Child:
     except FileNotFoundError:
         pass
     listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
-    log = null = told = tell = -1
+    log = null = status_pipe = status_end = -1
     try:
         listener.bind(path)
         os.chmod(path, 0o600)  # not the umask, which is all threads': the folder is closed anyway
@@ -179,7 +182,7 @@ def _bind_and_spawn(path: str, log_path: str, model: str) -> Child:
             os.ftruncate(log, 0)
         offset = os.fstat(log).st_size
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        told, tell = os.pipe2(os.O_CLOEXEC)
+        status_pipe, status_end = os.pipe2(os.O_CLOEXEC)
         listener.listen(_BACKLOG)
         try:
             pid = os.fork()
@@ -187,40 +190,40 @@ def _bind_and_spawn(path: str, log_path: str, model: str) -> Child:
             os.unlink(path)
             raise
         if pid == 0:
-            _stand_between(listener.fileno(), null, log, tell, model)
-        child = Child(pid, told, log_path, offset)
-        told = -1
+            _be_reaper(listener.fileno(), null, log, status_end, model)
+        child = Child(pid, status_pipe, log_path, offset)
+        status_pipe = -1
         return child
     finally:
         listener.close()
-        for descriptor in (log, null, told, tell):
+        for descriptor in (log, null, status_pipe, status_end):
             if descriptor >= 0:
                 os.close(descriptor)
 
 
-def _stand_between(listener: int, null: int, log: int, tell: int, model: str) -> NoReturn:
-    """Be the child: start the daemon, say how it ended; leave when nobody listens any more."""
+def _be_reaper(listener: int, null: int, log: int, status_end: int, model: str) -> NoReturn:
+    """Be the reaper: fork the daemon, write its exit status to the pipe, or exit if that closes."""
     try:
         pid = os.fork()
         if pid == 0:
             _become_daemon(listener, null, log, model)
-        os.setsid()  # what is typed at the client's terminal is not for this one
-        os.dup2(null, 0)  # nobody's pipe or terminal is to be held open
+        os.setsid()  # a ^C at the client's terminal must not end this process
+        os.dup2(null, 0)  # holds no pipe or terminal of the client's open
         os.dup2(null, 1)
         os.dup2(log, 2)
-        tell = os.dup2(tell, _LISTEN_FD)
+        status_end = os.dup2(status_end, _LISTEN_FD)
         os.closerange(_LISTEN_FD + 1, os.sysconf("SC_OPEN_MAX"))
         ended = os.pidfd_open(pid)
         poll = select.poll()
         poll.register(ended, select.POLLIN)
-        poll.register(tell, 0)  # POLLERR: the other end is closed
+        poll.register(status_end, 0)  # POLLERR: the other end is closed
         poll.poll()
         _, status = os.waitpid(pid, os.WNOHANG)
         if select.select([ended], [], [], 0)[0]:
             try:
-                os.write(tell, status.to_bytes(_STATUS, sys.byteorder))
+                os.write(status_end, status.to_bytes(_STATUS, sys.byteorder))
             except BrokenPipeError:
-                pass  # just now nobody wants to know any more
+                pass  # the client has closed its end just now
     except BaseException as error:
         os.write(2, f"swiprctl: cannot start the daemon: {error}\n".encode(errors="replace"))
     finally:
@@ -228,7 +231,7 @@ def _stand_between(listener: int, null: int, log: int, tell: int, model: str) ->
 
 
 def _become_daemon(listener: int, null: int, log: int, model: str) -> NoReturn:
-    """Be the child: nothing but system calls until exec, as a thread may hold any lock."""
+    """Be the daemon: only system calls until exec, as a thread of the client may hold a lock."""
     try:
         os.setsid()
         os.umask(0o077)

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from swiprctl.inputs import Input
 
 
-class Alone:
-    """Lets one caller in at a time, and refuses another: they would take each other's answers."""
+class SingleUse:
+    """A lock that is never waited for: a second caller is refused, as two callers would read each
+    other's answers."""
 
     __slots__ = ("_lock",)
 
@@ -91,8 +92,8 @@ class Client:
         self._exchange = Exchange(
             choose(socket_path, model), autostart=autostart, notify=notify, trace=trace
         )
-        self._alone = Alone()
-        self._dropped: list[Job] = []  # of streams that are given up, to be forgotten
+        self._single_use = SingleUse()
+        self._abandoned: list[Job] = []  # of streams that are given up, to be forgotten
         _living[:] = [one for one in _living if one() is not None] + [ref(self)]
 
     def __enter__(self) -> Self:
@@ -108,7 +109,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connection. The client can be used again, over a new one."""
-        with self._alone:
+        with self._single_use:
             self._exchange.close("the client was closed before the answer came")
 
     @property
@@ -160,7 +161,7 @@ class Client:
                         ended = True
                     else:
                         if following is not None:
-                            with self._alone:
+                            with self._single_use:
                                 under_way.append((following, self._begin(following)))
                         elif fileno is not None:
                             watch = fileno()
@@ -169,16 +170,16 @@ class Client:
                 if ended and not under_way:
                     return
                 full = ended or watch >= 0 or len(under_way) >= window.size
-                with self._alone:
-                    self._forget_dropped()
+                with self._single_use:
+                    self._forget_abandoned()
                     self._exchange.step(wait=full, watch=watch)
         finally:
-            self._dropped += (job for _, job in under_way)
-            # Whoever drops a stream may be the collector of garbage, in any thread: if the client
-            # is in use there, its next use forgets them.
+            self._abandoned += (job for _, job in under_way)
+            # The garbage collector may close this generator, in any thread: if the client is in
+            # use meanwhile, its next use forgets these jobs.
             try:
-                with self._alone:
-                    self._forget_dropped()
+                with self._single_use:
+                    self._forget_abandoned()
             except UsageError:
                 pass
 
@@ -292,11 +293,11 @@ class Client:
             except NoDescriptor:
                 if self._exchange.idle:
                     raise
-            self._exchange.step()  # an answer gives one back
+            self._exchange.step()  # an answer closes its image's descriptor
 
     def _run(self, begin: Callable[[], Job]) -> dict[str, object]:
-        with self._alone:
-            self._forget_dropped()
+        with self._single_use:
+            self._forget_abandoned()
             job = begin()
             self._exchange.submit(job)
             try:
@@ -308,13 +309,13 @@ class Client:
             raise job.outcome
         return job.outcome
 
-    def _forget_dropped(self) -> None:
-        while self._dropped:
-            self._exchange.forget(self._dropped.pop())
+    def _forget_abandoned(self) -> None:
+        while self._abandoned:
+            self._exchange.forget(self._abandoned.pop())
 
     def _forked(self) -> None:
-        """Leave the connection, and what is under way, to the parent: this is a child of it."""
-        self._alone = Alone()  # a thread that is not here any more may be in the other
+        """Leave the connection and the requests in flight to the parent process."""
+        self._single_use = SingleUse()  # the old one may be held by a thread of the parent's
         self._exchange.close("asked before this process was forked: its parent gets the answer")
 
     def _answer(self, outcome: dict[str, object] | SwiprError) -> Prediction | SwiprError:

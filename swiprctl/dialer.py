@@ -1,7 +1,7 @@
-"""Get a connection: to whoever listens, or to a daemon started for the purpose.
+"""Connects to the daemon, or to one that is started for the purpose; watches that it is alive.
 
-Knows when to try again and when to say that there is nobody, also where somebody listens and says
-nothing: a front shows life even while it loads. It sends nothing.
+Decides when to try again and when to give up: where nothing listens, and where a daemon accepts
+connections and sends nothing, since even one that is loading sends heartbeats. It sends nothing.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ SLOW_START = 0.5
 """Seconds without any answer after which the user is told why."""
 
 SILENT = 2.0
-"""Seconds without a sign of life after which the user is told of that."""
+"""Seconds without a heartbeat after which the user is told of that."""
 
 QUESTION_PATIENCE = 10.0
-"""Seconds without a sign of life after which a question without a timeout is given up."""
+"""Seconds without a heartbeat after which a question without a timeout is given up."""
 
 IMAGE_PATIENCE = 40.0
 """The same for an image, and for a daemon that was started here. One that leaves takes up to 27 s
-for what it accepted, and its successor a few to get up; whoever comes meanwhile hears nothing."""
+for the requests it accepted, and its successor a few to start; a client that connects meanwhile
+hears nothing."""
 
 _PAUSE = 0.05
 
@@ -52,7 +53,7 @@ class Dialer:
         self._notify = notify
         self._waits_since: float | None = None  # first of all
         self._silent_since: float | None = None  # None: nothing is waited for
-        self._state: object = None  # what the last sign of life said
+        self._state: object = None  # as of the last heartbeat
         self._slow_told = self._silence_told = notify is None
         self.answered = False
         self.not_before = 0.0
@@ -87,20 +88,21 @@ class Dialer:
             return None
         return Connection(sock)
 
-    def prove(self) -> None:
-        """Take note that a daemon has answered."""
+    def note_answered(self) -> None:
+        """A daemon has answered: a daemon that was started here has proved that it works."""
         self.answered = True
         if self._child is not None:
-            self._child.forget()  # it works: how it ends is its own business
+            self._child.forget()  # it works: how it ends does not matter here
             self._child = None
 
-    def rest(self) -> None:
-        """Take note that nothing is waited for."""
+    def note_idle(self) -> None:
+        """No request is in flight: silence means nothing."""
         self._silent_since = None
         self._silence_told = self._notify is None
 
-    def wait(self, now: float) -> None:
-        """Take note that something is, and tell the user what is to be known by now."""
+    def note_waiting(self, now: float) -> None:
+        """A request is in flight: tell the user, once each, that the start is slow, or the silence
+        long."""
         if self._silent_since is None:
             self._silent_since = now
         if self._waits_since is None:
@@ -121,8 +123,8 @@ class Dialer:
             self._silence_told = True
             self._notify(self.silence(now))
 
-    def hear(self, now: float, sign: object = None) -> None:
-        """Take note of an answer, or of a sign of life and what it says."""
+    def note_heard(self, now: float, sign: object = None) -> None:
+        """An answer has come, or a heartbeat with the daemon's state."""
         self._silent_since = now
         self._silence_told = self._notify is None
         if isinstance(sign, dict):
@@ -139,7 +141,7 @@ class Dialer:
         )
 
     def due(self) -> list[float]:
-        """Give the moments at which `wait` has something to tell."""
+        """Give the moments at which `note_waiting` may have to tell the user something."""
         due: list[float] = []
         if self._silent_since is None or self._waits_since is None:
             return due
@@ -157,13 +159,13 @@ class Dialer:
         return self._silent_since + (IMAGE_PATIENCE if slow else QUESTION_PATIENCE)
 
     def stuck(self, now: float) -> NoDaemon:
-        """Make the error that says that somebody listens and says nothing, and what helps."""
+        """Make the error for a daemon that listens and sends nothing, with a remedy."""
         from swiprctl.stuck import advice
 
         return NoDaemon(f"{self.silence(now)}; {advice(self.address)}")
 
     def close(self) -> None:
-        """Leave nothing open of a daemon that was started here and has not answered yet."""
+        """Close the pipe to a daemon that was started here and has not answered yet."""
         if self._child is not None:
             self._child.forget()
             self._child = None

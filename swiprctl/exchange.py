@@ -55,7 +55,7 @@ class Exchange:
     def submit(self, job: Job) -> None:
         """Take a job in. It moves in the next `step()`."""
         if not self._jobs:
-            self._dialer.rest()
+            self._dialer.note_idle()
         self._next_id += 1
         job.id = self._next_id
         if job.outcome is None:
@@ -91,28 +91,28 @@ class Exchange:
         now = monotonic()
         self._send_waiting(now)
         if self._connection is not None and self._connection.broken:
-            self._converse(select.POLLIN)  # what it said before is all that will come
+            self._transfer(select.POLLIN)  # replies may still be there; no more will come
         if len(self._jobs) < before:
             wait = False  # one has ended already
         if any(job.in_flight or job.due(now) for job in self._jobs.values()):
-            self._dialer.wait(now)
+            self._dialer.note_waiting(now)
         else:
-            self._dialer.rest()
+            self._dialer.note_idle()
         poll = select.poll()
         streams = self._register(poll, watch, now)
         for descriptor, events in poll.poll(self._patience(now) if wait else 0):
             if descriptor in streams:
                 self._pump(streams[descriptor])
             elif descriptor != watch:
-                self._converse(events)
-        # Only now: what came while the caller was away is an answer, however late we read it.
-        self._give_up(monotonic())
+                self._transfer(events)
+        # Last: an answer that came in time counts, even if the caller lets us read it late.
+        self._expire(monotonic())
 
     # -- sending
 
     def _send_waiting(self, now: float) -> None:
         if self._connection is not None and not self._busy():
-            self._converse(select.POLLIN)  # the daemon may have closed a connection that idled
+            self._transfer(select.POLLIN)  # the daemon may have closed a connection that idled
         for job in list(self._jobs.values()):
             if not job.due(now) or now >= job.limit(None):
                 continue
@@ -160,12 +160,12 @@ class Exchange:
         now = monotonic()
         for job in self._jobs.values():
             if job.in_flight:
-                self._again(job, now + job.pause(), now, "the connection broke before its answer")
+                self._resend(job, now + job.pause(), now, "the connection broke before its answer")
 
     # -- receiving
 
-    def _converse(self, events: int) -> None:
-        """Move bytes over the connection, both ways."""
+    def _transfer(self, events: int) -> None:
+        """Write queued frames, read replies and handle them."""
         connection = self._connection
         if connection is None:
             return
@@ -175,7 +175,7 @@ class Exchange:
             return
         try:
             for reply in connection.receive():
-                self._take(connection, reply)
+                self._handle_reply(connection, reply)
         except Disconnected:
             self._lose()
         except BadRequest as error:
@@ -184,22 +184,22 @@ class Exchange:
                 self._end(job, error)
             self._lose()
 
-    def _take(self, connection: Connection, reply: Reply) -> None:
+    def _handle_reply(self, connection: Connection, reply: Reply) -> None:
         now = monotonic()
         if reply.id is None and reply.error is None and "alive" in reply.fields:
-            self._dialer.hear(now, reply.fields["alive"])
+            self._dialer.note_heard(now, reply.fields["alive"])
             return
-        self._dialer.hear(now)
+        self._dialer.note_heard(now)
         if connection.first_reply is None:
             connection.first_reply = now
-            self._dialer.prove()
+            self._dialer.note_answered()
         if reply.id is None:
-            # It could not read us, or it takes nobody more: that is for all who wait for it.
+            # It could not read a frame, or has too many clients: an error for every request.
             connection.leaving = True
             error = reply.error or BadRequest("the daemon's reply has no id")
             for job in list(self._jobs.values()):
                 if job.in_flight:
-                    self._refuse(connection, job, error, now)
+                    self._handle_error(connection, job, error, now)
             return
         asked = self._jobs.get(reply.id)
         if asked is None or not asked.in_flight:
@@ -207,28 +207,30 @@ class Exchange:
         if reply.error is None:
             self._end(asked, reply.fields)
         else:
-            self._refuse(connection, asked, reply.error, now)
+            self._handle_error(connection, asked, reply.error, now)
 
-    def _refuse(self, connection: Connection, job: Job, error: SwiprError, now: float) -> None:
-        """End a job with an error, unless it is one that another attempt may mend."""
+    def _handle_error(
+        self, connection: Connection, job: Job, error: SwiprError, now: float
+    ) -> None:
+        """Resend a job after an error that another attempt may avoid; end it after any other."""
         if isinstance(error, ShuttingDown):
             connection.leaving = True
-            self._again(job, now + job.pause(), now, str(error))
+            self._resend(job, now + job.pause(), now, str(error))
             return
         if isinstance(error, Overloaded):
             at = job.retry_at(now, error.retry_after, connection.first_reply)
             if at is not None:
-                self._again(job, at, now, f"overloaded: {error}")
+                self._resend(job, at, now, f"overloaded: {error}")
                 return
         lost = isinstance(error, BadRequest) and str(error).startswith(_LOST_DESCRIPTOR)
         if lost and job.passed:
             connection.inline = True  # ssh(1) forwards bytes, and drops descriptors
-            self._again(job, now, now, str(error))
+            self._resend(job, now, now, str(error))
             return
         self._end(job, error)
 
-    def _again(self, job: Job, at: float, now: float, why: str) -> None:
-        """Have a job sent once more, and say so to who wants to know."""
+    def _resend(self, job: Job, at: float, now: float, why: str) -> None:
+        """Have a job sent once more, and tell `trace`."""
         job.again(at)
         if self._trace is not None:
             self._trace(f"request {job.id} is sent again in {at - now:.2g} s: {why}")
@@ -250,7 +252,7 @@ class Exchange:
     # -- time
 
     def _register(self, poll: select.poll, watch: int, now: float) -> dict[int, Job]:
-        """Say what to wait for; gives the streams that are being read, by descriptor."""
+        """Register the descriptors to poll; return the jobs with streams, by descriptor."""
         if watch >= 0:
             poll.register(watch, select.POLLIN)
         connection = self._connection
@@ -267,30 +269,32 @@ class Exchange:
         return streams
 
     def _patience(self, now: float) -> float | None:
-        """Milliseconds until something is due by the clock; None if nothing is."""
+        """Milliseconds until the next deadline or attempt; None if there is none."""
         first_reply = None if self._connection is None else self._connection.first_reply
         due = []
         for job in self._jobs.values():
             due.append(job.limit(first_reply))
-            if job.minds_silence:
+            if job.limited_by_silence:
                 due.append(self._dialer.patience(image=job.image is not None))
             if not job.in_flight and not job.streaming:
-                # What is due already waits for the connection, which poll(2) tells of.
+                # A moment that has passed is left out: its job waits for the connection.
                 due += [at for at in (job.not_before, self._dialer.not_before) if at > now]
         if self._write_not_before > now:
             due.append(self._write_not_before)
         due += self._dialer.due()
         return 1000 * max(0.0, min(due) - now) if due else None
 
-    def _give_up(self, now: float) -> None:
-        """Do what is due by the clock."""
+    def _expire(self, now: float) -> None:
+        """End the jobs whose time has passed, or whose daemon has been silent for too long."""
         first_reply = None if self._connection is None else self._connection.first_reply
         for job in list(self._jobs.values()):
             if now >= job.limit(first_reply):
                 error = job.overdue(now, self._dialer.silence(now))
                 self.forget(job)
                 job.finish(error)
-            elif job.minds_silence and now >= self._dialer.patience(image=job.image is not None):
+            elif job.limited_by_silence and now >= self._dialer.patience(
+                image=job.image is not None
+            ):
                 self.forget(job)
                 job.finish(self._dialer.stuck(now))
         if self._connection is not None and self._connection.leaving and not self._busy():

@@ -29,32 +29,32 @@ MAX_STREAM = 64 << 20
 """Bytes of an image that comes through a pipe or from memory."""
 
 _CHUNK = 1 << 20
-_LOOK_AGAIN = 1.0  # seconds for which what is mounted is believed
+_LOOK_AGAIN = 1.0  # seconds for which the list of mounts is taken as current
 _TYPES = b"9p afs autofs beegfs ceph cifs coda davfs fuse fuseblk gfs2 lustre ncpfs nfs nfs4 ocfs2"
 _TYPES += b" orangefs pvfs2 smb3 smbfs virtiofs"
-_SLOW = (*(one + b" " for one in _TYPES.split()), b"fuse.")  # how a server's file system is called
+_SLOW = (*(one + b" " for one in _TYPES.split()), b"fuse.")  # file systems with a server
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 
 
 class NoDescriptor(CannotOpen):
-    """No descriptor is left, here or on the host: one is when an image under way is closed."""
+    """No descriptor is left, for this process or on the host; closing an image gives one back."""
 
 
 class Image:
     """One image's bytes behind one descriptor, which this object owns until `close()`.
 
     Attributes:
-        descriptor: what can be passed; None while a stream is being read.
-        stream: what has to be polled and `pump()`ed first; None once it is read.
+        descriptor: the descriptor to pass to the daemon; None while a stream is being read.
+        stream: the descriptor to poll and `pump()` first; None once it is read.
     """
 
-    __slots__ = ("_memory", "_opening", "_size", "descriptor", "stream")
+    __slots__ = ("_memfd", "_opening", "_size", "descriptor", "stream")
 
     def __init__(self, descriptor: int | None, stream: int | None = None) -> None:
         self.descriptor = descriptor
         self.stream = stream
         self._opening: Opening | None = None
-        self._memory = -1
+        self._memfd = -1
         self._size = 0
 
     @classmethod
@@ -84,7 +84,7 @@ class Image:
             return cls._named(descriptor)
         image = cls(None)
         try:
-            image._remember()
+            image._make_memfd()
             for piece in pieces(source):
                 image._add(piece)
             image._seal()
@@ -95,14 +95,14 @@ class Image:
 
     @classmethod
     def _named(cls, source: str | int) -> Image:
-        """Take a path or a descriptor: here, or where it may hang in another process."""
+        """Open a path or a descriptor: here, or in another process if that may hang."""
         if not _may_hang(source):
             return cls._direct(source)
         from swiprctl.opener import Opening
 
         image = cls(None)
         try:
-            # Copied: closing such a file may hang, too, so it is not to come here.
+            # Copied: closing such a file may hang, too, so this process must not have it.
             image._opening = Opening(lambda: cls._direct(source, copy=True), source)
         except OSError as error:
             raise _cannot_open(error) from error
@@ -125,11 +125,11 @@ class Image:
         except (ValueError, OverflowError) as error:
             why = "not an open descriptor" if isinstance(source, int) else f"not a path: {error}"
             raise CannotOpen(why) from error
-        return cls._of_kind(descriptor, copy=copy)
+        return cls._own(descriptor, copy=copy)
 
     @classmethod
-    def _of_kind(cls, descriptor: int, *, copy: bool = False) -> Image:
-        """Take over a descriptor, whatever it is of; with `copy`, files are read as pipes are."""
+    def _own(cls, descriptor: int, *, copy: bool = False) -> Image:
+        """Own a descriptor of any kind; with `copy`, files are read as pipes are."""
         try:
             mode = os.fstat(descriptor).st_mode
             if stat.S_ISREG(mode):
@@ -143,7 +143,7 @@ class Image:
             elif not stat.S_ISFIFO(mode) and not stat.S_ISSOCK(mode):
                 raise CannotOpen("it is a device")
             image = cls(None, descriptor)
-            image._remember()
+            image._make_memfd()
         except OSError as error:
             os.close(descriptor)
             raise _cannot_open(error) from error
@@ -153,7 +153,7 @@ class Image:
         return image
 
     def pump(self) -> bool:
-        """Move what the stream has now, once poll(2) says so; True when its end was reached.
+        """Read what the stream has, once poll(2) says so; True when its end was reached.
 
         Raises:
             CannotOpen: it cannot be read.
@@ -161,9 +161,9 @@ class Image:
         """
         if self._opening is not None:
             opening, self._opening, self.stream = self._opening, None, None
-            image = Image._of_kind(opening.finish())
+            image = Image._own(opening.finish())
             self.descriptor, self.stream = image.descriptor, image.stream
-            self._memory = image._memory
+            self._memfd = image._memfd
         if self.stream is None:
             return True
         try:
@@ -181,9 +181,12 @@ class Image:
         return True
 
     def copied(self) -> int:
-        """Read what was opened to be copied, and give a descriptor of that, or of a pipe as it is.
+        """Copy a file into memory, and return a descriptor of the copy; a pipe's own descriptor.
 
-        The file stays open, as closing it may hang. An OSError is what reading it gives.
+        The file stays open, as closing it may hang.
+
+        Raises:
+            OSError: it cannot be read.
         """
         assert self.stream is not None
         if not stat.S_ISREG(os.fstat(self.stream).st_mode):
@@ -218,7 +221,7 @@ class Image:
 
     @property
     def late(self) -> str:
-        """Say what has kept it."""
+        """Say why the image is late."""
         if self._opening is not None:
             return "its file system did not give it"
         return "the pipe did not come to its end"
@@ -232,13 +235,13 @@ class Image:
             if descriptor is not None:
                 os.close(descriptor)
         self.descriptor = self.stream = None
-        if self._memory >= 0:
-            os.close(self._memory)
-            self._memory = -1
+        if self._memfd >= 0:
+            os.close(self._memfd)
+            self._memfd = -1
 
-    def _remember(self) -> None:
+    def _make_memfd(self) -> None:
         try:
-            self._memory = os.memfd_create("swipr", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            self._memfd = os.memfd_create("swipr", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         except OSError as error:
             raise _cannot_open(error, "no memory to hold it: ") from error
 
@@ -248,17 +251,17 @@ class Image:
             raise TooLarge(f"more than {MAX_STREAM} bytes, the limit for what is not a file")
         try:
             while data:
-                data = data[os.write(self._memory, data) :]
+                data = data[os.write(self._memfd, data) :]
         except OSError as error:
             raise CannotOpen(f"no memory to hold it: {error.strerror}") from error
 
     def _seal(self) -> None:
         """Make the bytes unchangeable, where the kernel lets us."""
         try:
-            fcntl.fcntl(self._memory, fcntl.F_ADD_SEALS, _SEALS)
+            fcntl.fcntl(self._memfd, fcntl.F_ADD_SEALS, _SEALS)
         except OSError:
             pass  # EBUSY: it has pinned a page, seen on a busy host. Workers only read
-        self.descriptor, self._memory = self._memory, -1
+        self.descriptor, self._memfd = self._memfd, -1
 
 
 def _cannot_open(error: OSError, doing: str = "") -> CannotOpen:

@@ -1,5 +1,5 @@
-"""One request: what is asked, until when, how often it was sent, and what became of it; and how
-many are to be under way.
+"""One request with its deadline, its attempts and its outcome; and the window: how many requests
+may be in flight.
 
 Keeps time and state; sends nothing.
 """
@@ -151,8 +151,8 @@ class Job:
         return self.image is not None and self.image.stream is not None
 
     @property
-    def minds_silence(self) -> bool:
-        """Whether it is given up where nothing is heard of the daemon; a timeout says when."""
+    def limited_by_silence(self) -> bool:
+        """Whether it is given up if the daemon is silent; a timeout is its only limit otherwise."""
         return self.deadline is None and not self.streaming
 
     def due(self, now: float) -> bool:
@@ -164,7 +164,7 @@ class Job:
         return None if self.deadline is None else self.deadline.remaining(now)
 
     def overdue(self, now: float, silence: str) -> DeadlineExceeded:
-        """Make the error of one whose limit has passed; `silence` says that nothing was heard."""
+        """Make the error for a job whose limit has passed; `silence`: that nothing was heard."""
         if self.image is not None and self.streaming:
             text = self.image.late
         else:
@@ -179,7 +179,7 @@ class Job:
 
 
 class Window:
-    """How many inputs may be under way: what keeps the workers busy and the queue short."""
+    """How many inputs may be in flight: enough to keep the workers busy, and the queue short."""
 
     SMALLEST = 2
     FIRST = 4

@@ -16,9 +16,10 @@ _AGE = 86400.0  # seconds
 
 
 def try_lock(name: str) -> int | None:
-    """Take a lock, whose descriptor the caller closes; None where somebody else has it just now.
+    """Take a lock, and return its descriptor, for `unlock()`; None where another process has it.
 
-    The file is the holder's to remove, with the lock held: who waits for it looks at it anew.
+    The holder removes the file before it lets go: a lock on a removed file is tried again. The same
+    is in swiprd/system/private_listener.py: the two packages share only errors and protocol.
 
     Raises:
         OSError: it cannot be opened.
@@ -26,7 +27,7 @@ def try_lock(name: str) -> int | None:
     lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Whoever held it before has removed the file with it: then this is nobody's lock.
+        # The holder before removes the file: then this lock is on a file that nobody else finds.
         if os.path.samestat(os.fstat(lock), os.lstat(name)):
             return lock
     except (BlockingIOError, FileNotFoundError):

@@ -31,7 +31,7 @@ class Opening:
 
     Args:
         open: opens it, in the other process, for reading: files as pipes.
-        source: what it opens. A descriptor stays open there.
+        source: the path or descriptor that it opens. A descriptor stays open there.
 
     Raises:
         OSError: there is no process or descriptor to be had.
@@ -48,7 +48,7 @@ class Opening:
         try:
             pid = os.fork()
             if pid == 0:
-                _be_another(open, {source, theirs.fileno()}, theirs)
+                _fork_reader(open, {source, theirs.fileno()}, theirs)
             os.waitpid(pid, 0)  # it leaves at once, and what it has forked to init
             _, self._process = self._receive()
         except BaseException:
@@ -103,8 +103,8 @@ class Opening:
         return text.decode("utf-8", "surrogateescape"), descriptor
 
 
-def _be_another(open: Callable[[], Image], kept: set[str | int], out: _socket.socket) -> NoReturn:
-    """Be the child: leave one that reads, and go."""
+def _fork_reader(open: Callable[[], Image], kept: set[str | int], out: _socket.socket) -> NoReturn:
+    """Be the child: fork the process that reads, so that it belongs to init, and exit."""
     try:
         if os.fork() == 0:
             _signal.signal(_SIGINT, _signal.SIG_DFL)
@@ -127,7 +127,7 @@ def _send(out: _socket.socket, text: str, descriptor: int) -> None:
 
 
 def _close_all_but(kept: set[str | int]) -> None:
-    """Whoever waits for the end of a pipe is not to wait for a process that hangs."""
+    """Close inherited pipes: their readers wait for EOF, and this process may hang for good."""
     begin = 0
     for descriptor in sorted(one for one in kept if isinstance(one, int)):
         os.closerange(begin, descriptor)

@@ -1,7 +1,7 @@
-"""Standard output and standard error: every byte gets there, or it is said that it does not.
+"""Standard output and standard error: every byte is written, or the failure is reported.
 
-Written with write(2), over and over until all is taken: Python's buffers are not there under
-PYTHONUNBUFFERED, and what is there then takes a part of the bytes and calls that a success.
+By write(2), repeated until all is written: under PYTHONUNBUFFERED Python's stream has no buffer,
+writes only as much as one write(2) takes, and calls that a success.
 """
 
 from __future__ import annotations

@@ -209,7 +209,7 @@ class Decoder:
         """End: drop what is buffered, give back the attachments that came with it, to be closed."""
         left = [attachment for _, _, attachment in self._attachments]
         self._attachments.clear()
-        self._buffer = bytearray()  # whoever holds on to this object must not hold 64 MiB
+        self._buffer = bytearray()  # a reference to this object must not keep 64 MiB alive
         return left
 
     def _claim(self, end: int) -> Any:
@@ -306,7 +306,7 @@ def _refuse_ext(code: int, _data: bytes) -> object:
 
 
 def _wrong(key: str, expected: str, found: object) -> BadRequest:
-    """Say what is wrong. What was found came from a peer: only scalars are shown, and cut."""
+    """Say what is wrong. The value comes from a peer: only scalars are shown, and cut short."""
     shown = type(found).__name__
     if found is None:
         shown = "nothing"

@@ -1,6 +1,6 @@
 """The daemon's descriptions of itself, for people to read. Pure: fields in, lines out.
 
-What is there is shown, known or not, so that an older client can print a newer daemon's status.
+Unknown fields are shown, too, so that an older client can print a newer daemon's status.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Predictions, and what is printed of them: CSV rows and JSON lines, as bytes. Pure.
+"""Predictions, and their text: CSV rows and JSON lines, as bytes. Pure.
 
 Bytes, because a path need not be UTF-8, and because rows end in a line feed alone: RFC 4180 asks
 for CR LF, but these rows are read by shell pipelines, where the CR would stick to the last number.
@@ -108,7 +108,8 @@ class Prediction:
 
 
 class KnownLabels:
-    """The labels of models that have answered: what a reply leaves out as its request named it."""
+    """The labels of models that have answered. A request names the model whose labels the client
+    has, and a reply of that model leaves them out."""
 
     def __init__(self) -> None:
         self._by_model: dict[str, Prediction] = {}
@@ -196,7 +197,7 @@ def best(
         most: how many to give; None gives all.
         thresholds: for each label what its probability must reach; None asks nothing of it.
     """
-    # What is no number is below every number.
+    # NaN sorts below every number.
     order = sorted(range(len(labels)), key=lambda i: -p if (p := probabilities[i]) == p else 1e999)
     if thresholds is not None:
         order = [i for i in order if probabilities[i] >= thresholds[i]]

@@ -1,7 +1,7 @@
-"""What helps where a daemon listens and says nothing. Imported for that alone.
+"""Advice about a daemon that listens and sends nothing. Imported for that alone.
 
-Who listens cannot be asked of the socket: SO_PEERCRED names who called listen(2), which is systemd
-or a client that has long gone. /proc knows, of the user's own processes.
+The socket does not tell which process it is: SO_PEERCRED names the process that called listen(2),
+which is systemd or a client that has long gone. /proc tells, for the user's own processes.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from daemonprocess import DaemonProcess, own_children
 from fronts import ALONE, CONNECTIONS, MAX_IMAGE, MAX_INLINE, MAX_PIXELS, QUEUE, SECONDS, png
@@ -22,6 +23,9 @@ def _no_signal_ignored() -> None:
 
 
 _no_signal_ignored()
+
+hypothesis.settings.register_profile("swipr", deadline=None)  # a busy host is no fault of ours
+hypothesis.settings.load_profile("swipr")
 
 
 @pytest.fixture(scope="session", autouse=True)

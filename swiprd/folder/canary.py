@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from swiprd.system.messages import Limits
 
 TOLERANCE = 1e-4
-"""What a probability may differ by: the exactness that swipr promises. Threads change sums."""
+"""How far a probability may differ: the exactness that swipr promises. Threads change sums."""
 
 
 class WrongAnswer(Exception):
-    """A worker's row for the canary is not what it must be."""
+    """A worker's row for the canary is not the expected row, or no row of probabilities."""
 
 
 CANARY_LIMITS = Limits(max_bytes=64 << 20, max_pixels=178_956_970, max_decode=60.0)
-"""The canary is ours: what clients may send is no limit on it."""
+"""Limits for the canary: those that the settings put on clients' images are not for it."""
 
 
 @dataclass(kw_only=True)

@@ -30,15 +30,16 @@ _CHUNK = 1 << 20
 
 
 class UnknownSize(Exception):
-    """The file has not as many bytes as any that is wanted, and was not read."""
+    """The size of the file is none of those of trusted programs: it was not read."""
 
 
 @contextmanager
 def opened(spec: ModelSpec, given: Code | None = None) -> Iterator[tuple[ModelSpec, BinaryIO]]:
-    """Give a spec's program, open for reading, whose code may run; and the spec as it is then.
+    """Open a spec's program, if its code may run; yield the spec, resolved, and the program.
 
     Args:
-        given: what the user trusts, in place of the record: `pack` has just been told.
+        given: the one program that is trusted, in place of the user's record: for `pack`, whose
+            user has said so on the command line.
 
     Raises:
         SpecError: the program may not run; with the command that lets it.
@@ -80,10 +81,10 @@ def copy(file: Path, kind: str, sizes: Container[int] | None = None) -> tuple[Bi
     """Copy a program to memory, where nobody else can change it; digest what is there.
 
     Args:
-        sizes: in bytes; another file is not read. None: any will do.
+        sizes: of trusted programs, in bytes; a file of another size is not read. None: any size.
 
     Returns:
-        The copy, which the caller closes, from its begin; and what tells it from others.
+        The copy, at its beginning, which the caller closes; and the digest that identifies it.
 
     Raises:
         SpecError: the file cannot be read.
@@ -125,7 +126,7 @@ def is_known(code: Code, known: frozenset[Code]) -> bool:
 
 def _open(file: Path) -> BinaryIO:
     try:
-        # Non-blocking: opening a named pipe would wait for whoever writes to it.
+        # Non-blocking: opening a named pipe would wait for a process that writes to it.
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)

@@ -1,7 +1,7 @@
-"""Has somebody edited a model's folder since it was read? By what tells its files' states apart.
+"""Has a model's folder been edited since it was read? By inode, size and time of its files.
 
-What counts is model.toml and the files that it names: what else is in the folder, such as answers
-that are written there, is nobody's business. Standard library only; a look takes microseconds.
+model.toml and the files that it names count. Other files in the folder, such as answers that are
+written there, do not. Standard library only; a look takes microseconds.
 """
 
 from __future__ import annotations
@@ -21,50 +21,50 @@ _SEARCHED = 1 << 20
 
 
 class Edits:
-    """What is known of a folder: as it was when it was last read, and when what serves was.
+    """Two states of a folder: when it was last read, and when the model that serves was read.
 
     Attributes:
-        on_edit: called when somebody asks for a model whose folder has been edited since. None:
-            nobody looks.
+        on_edit: called when a request finds that the folder has been edited. None: edits are not
+            looked for.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._tried: _Marks = {}
-        self._serves: _Marks = {}
+        self._last_read: _Marks = {}
+        self._serving: _Marks = {}
         self.on_edit: Callable[[], None] | None = None
 
     def reading(self) -> None:
-        """The folder is about to be read."""
-        self._tried = _marks(self._folder)
+        """Take note of the folder's state: it is about to be read."""
+        self._last_read = _marks(self._folder)
 
     def stale(self) -> bool:
         """Whether it has been edited since it was last read."""
-        return self.on_edit is not None and _marks(self._folder) != self._tried
+        return self.on_edit is not None and _marks(self._folder) != self._last_read
 
     def settle(self) -> None:
-        """What was read last is what serves from now on, or why nothing does."""
-        self._serves = self._tried
+        """The loading is over: the state that was read last is the one that serves, or failed."""
+        self._serving = self._last_read
 
     def noticed(self, *, failed: bool) -> bool:
-        """Whether it has been edited since what serves was read; if so, `on_edit` is told.
+        """Whether it has been edited since the model that serves was read; if so, call `on_edit`.
 
         Args:
-            failed: nothing serves, perhaps as a file was missing that is there by now.
+            failed: the model could not be loaded; then a new file may be the repair, and counts.
         """
         if self.on_edit is None:
             return False
-        edited = any(_mark(path) != mark for path, mark in self._serves.items())
-        if edited or (failed and _marks(self._folder) != self._serves):
+        edited = any(_mark(path) != mark for path, mark in self._serving.items())
+        if edited or (failed and _marks(self._folder) != self._serving):
             self.on_edit()
             return True
         return False
 
 
 def _marks(folder: Path) -> _Marks:
-    """Tell the state of model.toml and of each file that it names.
+    """Return the state of model.toml and of each file that it names.
 
-    Whatever stands in quotes and is a file counts: the rest of model.toml may be wrong.
+    Every string in quotes that is the name of a file counts: model.toml need not be valid.
     """
     file = folder / "model.toml"
     found: _Marks = {file: _mark(file)}
@@ -85,5 +85,5 @@ def _mark(path: Path) -> _Mark | None:
     except (OSError, ValueError):  # ValueError: a NUL
         return None
     if stat.S_ISDIR(found.st_mode):
-        return None  # whatever is put into it would be an edit
+        return None  # a folder: any file that is put into it would count as an edit
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

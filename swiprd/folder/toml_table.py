@@ -121,8 +121,8 @@ class Table:
     def path(self, key: str, folder: Path) -> Path:
         """Return the path of an existing file that is named relative to `folder`.
 
-        A symbolic link may lead elsewhere: whoever can make one in the folder can as well write
-        the file. A name may not: a model folder must work wherever it is put.
+        A symbolic link may lead out of the folder: a user who can make a link there can write the
+        file as well. A name may not: the folder must work wherever it is put.
         """
         value = self.text(key)
         name = PurePosixPath(value)
@@ -147,7 +147,7 @@ class Table:
 
 
 def read(file: Path, most: int = MOST) -> bytes:
-    """Return what is in a file. Waits for nobody: a named pipe is refused, not opened for good.
+    """Return the bytes of a file. Never blocks: a named pipe is refused, not waited for.
 
     Raises:
         SpecError: it cannot be read, is no regular file, or has more than `most` bytes.

@@ -1,11 +1,12 @@
 """Which programs may run as this user: a file of their digests, which is the user's own.
 
-A model that is a program carries code, and that its folder is one's own says nothing: one unpacks
-and clones what strangers wrote. So `swiprd pack` and `swiprd trust` note here what the user has
-said to trust, and nothing else is run (consent.py). Standard library only; opens no model.
+A model that is a program carries code. That the user owns its folder does not make it trusted:
+archives are unpacked and repositories cloned. So `swiprd pack` and `swiprd trust` record here the
+programs that the user has said to trust, and no other program is run (consent.py). Standard library
+only; opens no model.
 
-A line is the SHA-256, the kind, the bytes and, for people, the path; to trust it no more, take the
-line out.
+A line is the SHA-256, the kind, the size and, for people, the path of a program. A program whose
+line is removed is not trusted any more.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _MOST = 4 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Code:
-    """What tells a program from every other: how it is run, and its bytes.
+    """What identifies a program: how it is run, and its bytes.
 
     Attributes:
         kind: `torchscript` or `export`.
@@ -91,7 +92,7 @@ def record(code: Code, path: Path) -> Path:
         size = os.fstat(descriptor).st_size
         begin = _HEAD if not size else ""
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            begin = "\n"  # whoever edited it left the last line without its end
+            begin = "\n"  # an editor has left the last line without its end
         line = f"{begin}{code.sha256} {code.kind} {code.size} {json.dumps(str(path))}\n"
         try:
             # In one piece: another process may be adding a line of its own.
@@ -113,7 +114,7 @@ def _data_homes() -> Iterator[str]:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether it, or what it would have to be made in, belongs to this user."""
+    """Whether the folder, or the nearest folder above it that is there, is this user's."""
     for path in (folder, *folder.parents):
         try:
             return path.stat().st_uid == os.geteuid()
@@ -149,7 +150,7 @@ def _opened(flags: int) -> Iterator[int]:
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         _check(path, folder)
         path = file
-        # Non-blocking: opening a named pipe would wait for whoever writes to it.
+        # Non-blocking: opening a named pipe would wait for a process that writes to it.
         flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(file.name, flags, 0o600, dir_fd=folder)
         _check(path, descriptor)

@@ -1,7 +1,7 @@
 """A checkpoint's file → what lies in it, with nothing unpickled but tensors and plain values.
 
-The file is copied into memory once, and everything reads that copy: what was looked through is what
-is loaded, and a training run that saves again meanwhile cannot pull it away from under a mapping.
+The file is copied into memory once, and everything reads that copy: the bytes that were screened
+are the bytes that are loaded, and a training run that saves again cannot truncate a mapping.
 A pickle is screened (`screen`) and then read by `torch.load(weights_only=True)`. What training
 scripts leave beside the weights is let in as `Unread`, and no class of a library besides torch is:
 numpy's dtype, for one, takes from a file the addresses that it reads at. Everything else ends in
@@ -33,7 +33,7 @@ _LEGACY_PICKLES = 5  # magic number, version, sizes of types, what was saved, na
 
 
 class Unread:
-    """Stands for what is no part of the weights (options, a path, a score); keeps nothing of it.
+    """Stands for a value that is no part of the weights (options, a path, a score), and is empty.
 
     A pickle can call it, with anything, and give it a state; neither has an effect, and there is
     no attribute to set.

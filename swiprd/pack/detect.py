@@ -84,7 +84,7 @@ def guess(tensors: Tensors) -> list[Fit]:
 
 
 def outline(tensors: Tensors) -> str:
-    """Say what tensors there are, for whoever has to name their architecture."""
+    """Summarise the tensors, for a user who has to name their architecture."""
     listed = [f"{name} {list(tensor.shape)}" for name, tensor in weighty(tensors)]
     shown = listed if len(listed) <= 4 else [*listed[:2], "…", *listed[-2:]]
     return f"{len(listed)} tensors: {', '.join(shown)}"

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked for an end. No Exception: what is made of a model's own errors is not for it.
+    """A signal has interrupted packing. No Exception: the code that catches every error of a model
+    lets it pass.
 
     Attributes:
         exit_status: what a shell calls a process that the signal has ended.

@@ -46,7 +46,7 @@ def open_checkpoint(file: Path) -> int:
         NotWeights: empty or larger than `MAX_SIZE`.
     """
     try:
-        # Non-blocking: opening a pipe would wait for whoever writes to it.
+        # Non-blocking: opening a pipe would wait for a process that writes to it.
         fd = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else str(error)

@@ -110,7 +110,8 @@ def is_chexnet(fit: Fit) -> bool:
 
 
 def _elsewhere(found: find_weights.Found) -> str:
-    """Say where the weights lay, if they were chosen: an average may lack what is no parameter."""
+    """Say where the weights lay, if they were chosen among several: an average over training
+    steps may lack buffers, which are no parameters."""
     if not found.others:
         return ""
     return f'; these lie under "{found.key}", and --key takes others: {", ".join(found.others)}'
@@ -257,7 +258,7 @@ def _notes(found: find_weights.Found, fit: Fit, given: int) -> list[str]:
 
 
 def trust(file: Path, form: Format, options: argparse.Namespace) -> None:
-    """See that whoever packs a program has said that it is to be trusted: it will be run.
+    """See that the user has said to trust the program, since packing runs it.
 
     Raises:
         Unclear: nobody has.

@@ -1,7 +1,7 @@
 """How pictures were prepared for a model, as far as its origin tells.
 
-A checkpoint does not say. What is written down here are the validation recipes of the programs
-that it may come from; whoever trained otherwise says so with options, which win.
+A checkpoint does not say. Here are the validation recipes of the programs that it may come from.
+A user who trained with another recipe gives it as options, which win.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What `swiprd pack` prints, and what it complains of. Standard library only."""
+"""The lines that `swiprd pack` prints, and its warnings. Standard library only."""
 
 from __future__ import annotations
 

@@ -37,19 +37,19 @@ class Entry:
     why: str = ""
 
 
-class _Stop:
-    """The signals that ask for an end: raised while they are let in, and else kept for then.
+class _Interruptions:
+    """Signals that interrupt packing: raised where cleaning up is safe, and deferred elsewhere.
 
-    Only in the main thread, as it is with Python's handlers.
+    In the main thread alone, where Python runs signal handlers.
     """
 
     def __init__(self) -> None:
-        self._kept = 0
-        self._let_in = False
+        self._deferred = 0
+        self._allowed = False
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Be the handler of those that are not ignored, as they are behind nohup."""
+        """Handle these signals, but for those that are ignored, as SIGHUP is under nohup."""
         handlers = {one: signal.getsignal(one) for one in _ENDS}
         before = {k: one for k, one in handlers.items() if one not in (signal.SIG_IGN, None)}
         for number in before:
@@ -60,24 +60,24 @@ class _Stop:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def let_in(self) -> None:
-        """Raise signals from now on.
+    def allow(self) -> None:
+        """Raise signals from now on, a deferred one at once.
 
         Raises:
-            Interrupted: there was one already.
+            Interrupted: one was deferred.
         """
-        self._let_in = True
-        if self._kept:
-            self._take(self._kept, None)
+        self._allowed = True
+        if self._deferred:
+            self._take(self._deferred, None)
 
-    def keep(self) -> None:
-        """Raise none from now on."""
-        self._let_in = False
+    def defer(self) -> None:
+        """Defer signals from now on."""
+        self._allowed = False
 
     def _take(self, number: int, _frame: FrameType | None) -> None:
-        self._kept = number
-        if self._let_in:
-            self._let_in = False  # a second one is not to disturb the cleaning up
+        self._deferred = number
+        if self._allowed:
+            self._allowed = False  # a second one is not to disturb the cleaning up
             raise Interrupted(number)
 
 
@@ -98,25 +98,25 @@ def making(folder: Path, *, replace: bool, note: Callable[[str], None]) -> Itera
         Interrupted: a signal asked for an end, and nothing is made.
     """
     check_place(folder, replace=replace)
-    stop = _Stop()
-    with stop.watching():
+    interruptions = _Interruptions()
+    with interruptions.watching():
         try:
             made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         except OSError as error:
             raise CannotCreate(f"{folder}: cannot be made: {error.strerror}") from None
         try:
-            stop.let_in()
+            interruptions.allow()
             yield made
             for file in made.iterdir():
                 _flush(file)
             made.chmod(0o755)
-            stop.keep()  # from here on there is nothing to wait for
+            interruptions.defer()  # from here on there is nothing to wait for
             left = _put(made, folder)
         except OSError as error:
             raise CannotWrite(f"{folder}: {error.strerror or error}") from None
         finally:
             try:
-                stop.keep()  # one that came during the last C call is raised here
+                interruptions.defer()  # one that came during the last C call is raised here
             finally:
                 shutil.rmtree(made, ignore_errors=True)
     if left is not None:

@@ -1,8 +1,8 @@
 """The descriptor of an image, from its arrival in the front to its close: one owner, closed once.
 
-A client's descriptor is received by an intake, a process of its own (intake.py). Until the intake
-has handed it on, the attachment is coming; then it is ready, or refused with a reason. The intake
-keeps a duplicate for as long as the attachment is open, so that no close in the front is the last.
+A client's descriptor is received by an intake process (intake/process.py). Until the intake has
+passed it on, the attachment is coming; then it is ready, or refused with an error. The intake keeps
+a duplicate while the attachment is open, so that no close in the front is the last.
 """
 
 from __future__ import annotations
@@ -33,20 +33,22 @@ class Identity:
 
 
 def _nothing() -> None:
-    """Nobody is to be told."""
+    """Do nothing: for an attachment without a callback."""
 
 
 class Attachment:
-    """An image's descriptor. Who made or received it calls `close()`; so does each who held it.
+    """An image's descriptor, counted by its holders.
+
+    The code that makes or receives an attachment is its first holder, each `hold()` adds one. Each
+    holder calls `close()` once, and the last call closes the descriptor.
 
     Args:
-        released: called once, when the front's descriptor of an attachment that was ready is
-            closed.
+        released: called once, when the descriptor is closed; never where none has arrived.
         abandoned: called once, when it is closed while it is still coming.
 
     Attributes:
         state: how far it has come.
-        identity: which image it is, as far as that can be told; known when it is ready.
+        identity: which image it is; None before it is ready, and where it has no identity.
         error: why it was refused.
     """
 
@@ -84,7 +86,7 @@ class Attachment:
             call()
 
     def arrive(self, descriptor: int, identity: Identity | None) -> None:
-        """Own this descriptor: the attachment is ready. Closed at once if nobody wants it now."""
+        """Own this descriptor: the attachment is ready. If it is closed by now, so is this."""
         if self.state is State.CLOSED:
             os.close(descriptor)
             self._released()
@@ -93,7 +95,7 @@ class Attachment:
         self._settle(State.READY)
 
     def refuse(self, error: SwiprError) -> None:
-        """There will be no descriptor, for this reason."""
+        """Settle without a descriptor, with this error."""
         if self.state is State.COMING:
             self.error = error
             self._settle(State.REFUSED)

@@ -1,7 +1,7 @@
 """One connected stream socket of the event loop: frames in, frames out, descriptors with both.
 
-Serves clients, intakes, the forkserver and the workers alike. It owns its socket and every
-attachment that arrives, until a frame hands that on to the receiver. It knows frames, not their
+The front has one to each client, intake, forkserver and worker. A channel owns its socket, and each
+attachment that arrives until it is passed to `on_frame` with its frame. It knows frames, not their
 meaning.
 """
 
@@ -23,13 +23,13 @@ from swiprd.system.attachment import Attachment
 
 _READ = 1 << 16  # bytes a read: a request is a hundred; an inline image comes in many
 _ROOM = socket.CMSG_SPACE(4 * 4)  # room for more descriptors than allowed, to see and close them
-_TOO_MANY = 0.02  # seconds until the next try, while too many descriptors of this uid are under way
-_TURN = 32  # frames handed on before others have their turn: a read can hold thousands
+_RETRY = 0.02  # seconds until the next try, while too many descriptors of this uid are in flight
+_TURN = 32  # frames passed on in one turn of the event loop: a read can hold thousands
 # Plain numbers: each operation on the enum's members takes some 2 µs of every request.
 _ANCILLARY_FLAGS = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
 _PEEK_FLAGS = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 _TRUNCATED = int(socket.MSG_CTRUNC)
-_SCRATCH = bytearray(_READ)  # what is looked at before it is read: of one loop at a time
+_PEEKED = bytearray(_READ)  # for MSG_PEEK; shared, as the process has one loop at a time
 
 Take = Callable[[socket.socket, int, Callable[[SwiprError | None], None]], object]
 
@@ -43,22 +43,24 @@ class Channel:
         on_closed: called once, with None on the peer's EOF or own `close()`, else with the reason.
         farewell: what to send, if it can be sent at once, before closing on a peer that broke the
             protocol.
-        reserve: asked with a number of bytes before a frame larger than a read is buffered, and
-            told with the same number negated when it no longer is; a False refuses the frame.
-        ask: given what there is to be done for the peer, does it now or sees to it that it is done
-            later; see `FairShare.ask`. At once, where there is none.
-        take: called where a descriptor waits to be received, with the socket, the number of bytes
-            up to the end of its message, and whom to call when the socket can be read again, with
-            the error that ends the connection, if one does. Gives the attachment of those bytes'
-            frame. Without it descriptors are received here, which is for peers that are ours.
-        discard: closes an attachment that came and belongs to no frame.
+        reserve: called with a number of bytes before a frame larger than a read is buffered, and
+            with the same number negated when it no longer is. If it returns False, the frame is
+            refused.
+        ask: called with a function that works for this peer; calls it at once or has it called
+            later, see `FairShare.ask`. Without it, all work is done at once.
+        take: receives a message that carries a descriptor, where this process must not. Called
+            with the socket, the number of bytes up to the end of the message, and a function to
+            call when the socket can be read again, or with the error that ends the connection.
+            Returns the attachment. Without it descriptors are received here: for peers that are
+            processes of the daemon.
+        discard: closes an attachment that arrived and belongs to no frame.
         release: closes the socket.
         limit: bytes of a frame's payload.
         items: things in its lists and maps, all together.
 
     Attributes:
         unsent: bytes that wait for the peer to read.
-        due: there is something to read or to hand on, and it is not this peer's turn yet.
+        due: there is something to read or to pass on, and `ask` has not given it a turn yet.
         last_read: loop time of the last bytes that came in.
         last_write: loop time when the last bytes went out, or when output began to wait.
     """
@@ -103,8 +105,8 @@ class Channel:
         self._loop.add_reader(sock, self._readable)
 
     def send(self, data: bytes, passed: Attachment | int | None = None) -> None:
-        """Send a frame, now or when the peer reads. The caller keeps its descriptor, and may
-        close it at once: what has to wait is held until it is sent, or is a duplicate."""
+        """Send a frame, now or when the peer reads. The caller keeps its descriptor and may close
+        it at once: while the frame waits, the channel has a hold or a duplicate of it."""
         if self.closed:
             return
         if not self._out:
@@ -119,7 +121,7 @@ class Channel:
                     self._fail_soon(error)
                     return
                 sent = 0
-                self._loop.call_later(_TOO_MANY, self._writable)
+                self._loop.call_later(_RETRY, self._writable)
             else:
                 if sent == len(data):
                     return
@@ -133,16 +135,16 @@ class Channel:
         self.unsent += len(data)
 
     def pause(self, paused: bool) -> None:
-        """Stop reading, or go on: how a peer that does not read its answers is held back.
+        """Stop reading, or go on: flow control for a peer that does not read its answers.
 
-        From within `on_frame` it stops before the next frame, even if that has been read.
+        Called from within `on_frame`, it takes effect before the next frame.
         """
         if self.closed or paused == self._paused:
             return
         self._paused = paused
         if not paused:
             self.last_read = self._loop.time()  # until now it could not have been heard
-        self._arrange()
+        self._schedule()
 
     def close(self, error: Exception | None = None) -> None:
         """Close the socket and every descriptor still held. Calls `on_closed`, once."""
@@ -175,7 +177,7 @@ class Channel:
             return
         self.due = True
         if not self._ask(self._take_turn):
-            self._arrange()  # not to be told again and again that there is something to read
+            self._schedule()  # unregister: the loop would report the socket again and again
 
     def _take_turn(self) -> None:
         self.due = False
@@ -184,7 +186,7 @@ class Channel:
                 self._deliver()
             elif not self.taking:
                 self._read()
-        self._arrange()
+        self._schedule()
 
     def _read(self) -> None:
         attachment: object
@@ -201,7 +203,7 @@ class Channel:
         except (BadRequest, Overloaded) as error:
             self.refuse(error)
             return
-        if self.closed:  # it could not be received at all
+        if self.closed:  # by `take`, which could not receive it
             if attachment is not None:
                 self._discard(attachment)
             return
@@ -213,24 +215,25 @@ class Channel:
         self._deliver()
 
     def _receive_bytes(self, take: Take) -> tuple[bytes, object]:
-        """Read bytes, but no descriptor: each is received by somebody else, with its bytes.
+        """Read bytes up to the next descriptor; have `take` receive a message that carries one.
 
-        Looking ahead tells that there is one, and installs none. Nothing may be read before that:
-        the kernel would close the descriptors that there is no room for, here.
+        MSG_PEEK without room for descriptors shows that one is there (MSG_CTRUNC) and installs
+        none. A recv(2) without that look would make the kernel close the descriptor, in this
+        process.
         """
-        count, _, flags, _ = self._socket.recvmsg_into([_SCRATCH], 0, _PEEK_FLAGS)
+        count, _, flags, _ = self._socket.recvmsg_into([_PEEKED], 0, _PEEK_FLAGS)
         if not flags & _TRUNCATED:
             return self._socket.recv(count), None
         self.taking = True
-        return bytes(_SCRATCH[:count]), take(self._socket, count, self._taken)
+        return bytes(_PEEKED[:count]), take(self._socket, count, self._taken)
 
     def _taken(self, error: SwiprError | None) -> None:
-        """What was looked at has been received."""
+        """`take` has received its message."""
         self.taking = False
         if error is not None and not self.closed:
             self.refuse(error)
         self.last_read = self._loop.time()
-        self._arrange()
+        self._schedule()
 
     def _receive(self) -> tuple[bytes, int | None]:
         """Read bytes and the descriptor among them.
@@ -254,7 +257,7 @@ class Channel:
         return data, None
 
     def _deliver(self) -> None:
-        """Hand on whole frames until there is none, this turn is over or the receiver pauses."""
+        """Pass on whole frames until there are no more, the turn is over or the receiver pauses."""
         self._backlog = True
         frames = self.decoder.frames()
         try:
@@ -274,10 +277,10 @@ class Channel:
         except (BadRequest, Overloaded) as error:
             self.refuse(error)
         finally:
-            self._arrange()
+            self._schedule()
 
-    def _arrange(self) -> None:
-        """Read on; or first hand on what has been read; or neither, while the receiver pauses."""
+    def _schedule(self) -> None:
+        """Choose what comes next: read, pass on frames that have been read, or wait."""
         if self.closed:
             return
         listening = not self._paused and not self._backlog and not self.due and not self.taking
@@ -289,7 +292,7 @@ class Channel:
                 self._loop.remove_reader(self._socket)
         if self._backlog and not self._paused and not self.due:
             self.due = True
-            # Never from within: the frames would all be handed on in one go.
+            # By way of the loop: called from here, all frames would be passed on in one turn.
             self._loop.call_soon(self._go_on)
 
     def _go_on(self) -> None:
@@ -299,7 +302,7 @@ class Channel:
             self._ask(self._take_turn)
 
     def _hold(self, size: int) -> bool:
-        """Reserve room for the frame being read; give back what the one before had."""
+        """Reserve bytes for the frame being read, in place of those for the frame before."""
         if self._reserve is None or size == self._reserved:
             return True
         if self._reserved:
@@ -329,7 +332,7 @@ class Channel:
             if error.errno != errno.ETOOMANYREFS:
                 self.close(error)
                 return
-            self._loop.call_later(_TOO_MANY, self._writable)
+            self._loop.call_later(_RETRY, self._writable)
         self._loop.remove_writer(self._socket)
 
     def _push(self, data: memoryview, passed: Attachment | int | None) -> int:

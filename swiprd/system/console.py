@@ -1,6 +1,6 @@
-"""What `swiprd check` and `swiprd pack` print, how that fails, and what Ctrl-C does to them.
+"""The output of `swiprd check` and `swiprd pack`, its errors, and how Ctrl-C ends them.
 
-Names in it come from strangers' files: none may move the terminal's cursor. Standard library only.
+They print names from untrusted files, which must not control the terminal. Standard library only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class OutputFailed(Exception):
     """Standard output takes nothing more; `status` is what to exit with.
 
     Attributes:
-        unread: nobody reads any more, as behind `| head`, which is no mistake.
+        unread: the reader has closed its end of the pipe, as `| head` does: not an error.
     """
 
     def __init__(self, error: OSError) -> None:
@@ -30,9 +30,10 @@ class OutputFailed(Exception):
 
 
 def set_up() -> None:
-    """Have characters that the locale has not printed as escapes, and closed streams lead nowhere.
+    """Print characters that the locale lacks as escapes; open /dev/null for closed streams.
 
-    Else what is opened next would be a standard stream, and a warning would end up in a model.
+    Otherwise the next file that is opened would get the number of a standard stream, and a warning
+    would be written into a model.
     """
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if stream is None:
@@ -84,7 +85,7 @@ def put(data: str | bytes) -> None:
             sys.stdout.write("".join(f"{clean(line)}\n" for line in data.split("\n")))
         sys.stdout.flush()
     except OSError as error:
-        # What is still buffered would be tried, and complained about, once more at the exit.
+        # Python would try to write its buffer, and complain, once more at the exit.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)

@@ -57,9 +57,9 @@ class Stat(NamedTuple):
 
 
 def statx(descriptor: int) -> Stat:
-    """What is known of an open file.
+    """Return the attributes of an open file, as the kernel has them.
 
-    Unlike fstat(2) it asks no filesystem's server, which may never answer.
+    Unlike fstat(2) it asks no file system's server, which may never answer.
 
     Raises:
         OSError: the kernel refused.

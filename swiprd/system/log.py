@@ -1,7 +1,7 @@
-"""One line an event on stderr, with journald's priority in front where journald reads it.
+"""One line for each event on stderr, with a priority in front where journald reads it.
 
-Nobody waits for whoever reads them: a journal that is blocked must not block the daemon. What
-stderr does not take at once is dropped, and counted in the first line that it takes again.
+Logging never blocks: a journal that is stuck must not stop the daemon. Lines that stderr does not
+take at once are dropped, and their number is in the first line that it takes again.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class _Lines(logging.Formatter):
         return _PRIORITIES.get(record.levelno, "<5>") + text if self._prefixed else text
 
 
-class _Patient(logging.Handler):
-    """Writes lines to a descriptor, as far as it takes them at once."""
+class _NonBlocking(logging.Handler):
+    """Writes lines to a descriptor, and drops those that it does not take at once."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class _Patient(logging.Handler):
 
 def set_up() -> None:
     """Log to stderr: our events from INFO up, and what libraries warn of."""
-    handler = _Patient(sys.stderr.fileno())
+    handler = _NonBlocking(sys.stderr.fileno())
     handler.setFormatter(_Lines(prefixed=_is_journal(sys.stderr.fileno())))
     logging.getLogger().addHandler(handler)
     log.setLevel(logging.INFO)

@@ -1,4 +1,4 @@
-"""Bytes → a descriptor that nobody can change any more, so that workers only ever see those."""
+"""Bytes → a sealed memfd: workers get every image as a descriptor, and nobody can change it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
 """A listening socket that no service manager keeps: bound here or by a client that starts us.
 
-Whoever makes or removes such a socket holds the lock beside it, so that two starters, or a starter
-and a daemon that leaves, cannot take each other's socket away. The lock's file goes with the lock.
-Nobody waits for it without an end: somebody else may hold it for good.
+A process that makes or removes such a socket holds the lock beside it, so that two starters, or a
+starter and a daemon that leaves, cannot remove each other's socket. The file of the lock is removed
+with the lock. Waiting for it has a limit: another process may hold it for good.
+
+The same lock is in swiprctl/leftovers.py: the two packages share no more than errors and protocol.
 """
 
 from __future__ import annotations
@@ -68,7 +70,8 @@ def bind(path: Path) -> socket.socket:
 
 
 def mark(listener: socket.socket) -> Mark | None:
-    """What tells the path of a listener from one that somebody puts in its place; None: no path."""
+    """Return what identifies the socket at a listener's path, should another take its place later;
+    None: nothing is there."""
     try:
         info = os.lstat(listener.getsockname())
     except OSError:
@@ -80,9 +83,9 @@ def release(listener: socket.socket, marked: Mark | None, *, even_if_wanted: boo
     """Remove the socket's path, so that the next client starts a daemon of its own.
 
     Args:
-        marked: what `mark()` gave when it was bound. Another daemon's socket that lies there now
-            (whoever put it there removed ours) is left alone.
-        even_if_wanted: remove it though a client waits on it; it will reconnect and start another.
+        marked: what `mark()` returned when it was bound. If another daemon has removed our socket
+            and bound its own there, that is left alone.
+        even_if_wanted: remove it though a client waits on it; the client will start another daemon.
 
     Returns:
         False, with the path left alone, where a client waits or somebody holds the lock just now.
@@ -152,7 +155,7 @@ def _try_lock(name: str) -> int | None:
     descriptor = os.open(name, flags, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Whoever held it before has removed the file with it: then this is nobody's lock.
+        # The holder before removes the file: then this lock is on a file that nobody else finds.
         if os.path.samestat(os.fstat(descriptor), os.lstat(name)):
             return descriptor
     except (BlockingIOError, FileNotFoundError):

@@ -1,8 +1,7 @@
-"""What the service manager says and wants to hear: the only reader of LISTEN_*, NOTIFY_SOCKET
-and WATCHDOG_*.
+"""The protocol of the service manager: the only reader of LISTEN_*, NOTIFY_SOCKET and WATCHDOG_*.
 
-The variables are taken out of the environment when they are read, so that no child of the daemon
-believes they are meant for it.
+The variables are removed from the environment when they are read, so that no child of the daemon
+takes them for its own.
 """
 
 from __future__ import annotations
@@ -47,10 +46,11 @@ def listen_sockets() -> list[socket.socket]:
 
 
 class Manager:
-    """Tells the service manager how the daemon fares, per sd_notify(3). Silent where none listens.
+    """Reports the daemon's state to the service manager, per sd_notify(3), where there is one.
 
-    It waits for nobody: of what a manager does not take that is busy, the latest of each kind is
-    told when it reads again, and signs of life, which are news only then, are not.
+    It never blocks. While the manager is busy and its socket is full, the latest message of each
+    kind is kept and sent when the manager reads again. WATCHDOG=1 is not kept: it would say that
+    the daemon was alive once.
 
     Attributes:
         watchdog: seconds within which WATCHDOG=1 must be sent, None where nobody waits for it.
@@ -58,7 +58,7 @@ class Manager:
 
     def __init__(self) -> None:
         self._notifier = _notifier() if os.environ.get("NOTIFY_SOCKET") else None
-        self._untold: list[str] = []
+        self._pending: list[str] = []
         os.environ.pop("NOTIFY_SOCKET", None)
         usec = os.environ.pop("WATCHDOG_USEC", "")
         pid = os.environ.pop("WATCHDOG_PID", str(os.getpid()))
@@ -66,7 +66,7 @@ class Manager:
         self.watchdog = int(usec) / 1e6 if mine else None
 
     def ready(self, status: str) -> None:
-        """The model has proved itself: requests are answered."""
+        """The model has answered the canary: requests are served."""
         self._tell(f"READY=1\nSTATUS={_line(status)}")
 
     def reloading(self) -> None:
@@ -89,7 +89,7 @@ class Manager:
     def alive(self) -> None:
         """A worker has answered the canary lately."""
         self._flush()
-        if not self._untold:
+        if not self._pending:
             self._send("WATCHDOG=1")
 
     def extend(self, seconds: float) -> None:
@@ -98,26 +98,26 @@ class Manager:
 
     def _tell(self, state: str) -> None:
         kind = state.partition("=")[0]
-        self._untold = [one for one in self._untold if one.partition("=")[0] != kind]
-        self._untold.append(state)
+        self._pending = [kept for kept in self._pending if kept.partition("=")[0] != kind]
+        self._pending.append(state)
         self._flush()
 
     def _flush(self) -> None:
-        while self._untold and self._send(self._untold[0]):
-            del self._untold[0]
+        while self._pending and self._send(self._pending[0]):
+            del self._pending[0]
         if self._notifier is None:
             return
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             return  # the next thing to tell is the next try
-        if self._untold:
+        if self._pending:
             loop.add_writer(self._notifier.socket, self._flush)
         else:
             loop.remove_writer(self._notifier.socket)
 
     def _send(self, state: str) -> bool:
-        """Send a message, or drop it where nobody listens; False where it has to wait."""
+        """Send a message, or drop it where no manager listens; False if its socket is full."""
         if self._notifier is None:
             return True
         try:

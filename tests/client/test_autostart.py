@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import select
@@ -18,7 +19,7 @@ import pytest
 import standin
 from daemonprocess import own_children
 
-from swiprctl import Client, autostart
+from swiprctl import Client
 from swiprctl.errors import NoDaemon, SwiprError
 
 pytestmark = pytest.mark.timeout(30)
@@ -234,10 +235,9 @@ def test_a_log_is_not_written_through_a_link(home: Home, tmp_path: Path) -> None
 def test_without_a_daemon_installed_the_remedy_is_told(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def importable(name: str) -> bool:
-        return name != "torch"
-
-    monkeypatch.setattr(autostart, "_importable", importable)
+    find = importlib.util.find_spec
+    without = lambda name, *more: None if name == "torch" else find(name, *more)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", without)
     with Client() as client, pytest.raises(NoDaemon, match=r"torch not found.*apt install swiprd"):
         client.predict(b"1")
     assert not home.socket.parent.exists()

@@ -122,8 +122,9 @@ def test_more_hang_than_there_are_intakes_for_a_uid(
     vitals = Vitals(daemon, photos[0])
     with contextlib.ExitStack() as stack:
         peers = [stack.enter_context(daemon.connect()) for _ in range(MOST + 2)]
-        for peer in peers:
-            descriptor = stack.enter_context(opened(hanging / "read"))
+        # All opened first: while one is being read, the kernel lets no other open(2) return.
+        files = [stack.enter_context(opened(hanging / "read")) for _ in peers]
+        for peer, descriptor in zip(peers, files, strict=True):
             peer.send(1, descriptor=descriptor, timeout=3.0)
         # Bytes need none of them, and another uid has its own.
         rows(daemon, photos[0])

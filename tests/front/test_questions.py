@@ -13,7 +13,7 @@ from swiprctl.errors import Overloaded
 pytestmark = pytest.mark.timeout(120)
 
 MIB = 1 << 20
-WAITING = 16  # as swiprd/server.py has it
+WAITING = 16  # as swiprd/front/server.py has it
 
 
 def test_pings_that_wait_are_bounded_for_each_connection(
