@@ -39,6 +39,7 @@ OPS = frozenset({"predict", "model", "status", "ping", "reload"})
 
 _HEADER = struct.Struct(">I")
 _MAX_ID = 2**63 - 1
+_MAX_MODEL_ID = 256  # characters; name and digest, where names have 64 at most
 
 
 class Frame:
@@ -102,7 +103,7 @@ class Request:
         if image is not None and not isinstance(image, bytes):
             raise _wrong("image", "bytes", image)
         labels = fields.get("labels")
-        if labels is not None and not isinstance(labels, str):
+        if labels is not None and not (isinstance(labels, str) and len(labels) <= _MAX_MODEL_ID):
             raise _wrong("labels", "a model's id", labels)
         request = cls(request_id(fields), op, timeout, image)
         request.labels = labels

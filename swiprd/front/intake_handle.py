@@ -41,6 +41,29 @@ class Message:
         return self.socket.fileno() < 0
 
 
+class Share:
+    """What one image takes of the byte budget, in the name of a uid."""
+
+    def __init__(self, budget: ByteBudget, uid: int) -> None:
+        self._budget = budget
+        self._uid = uid
+        self._size = 0
+
+    def admit(self, size: int) -> None:
+        """Account for the image's bytes.
+
+        Raises:
+            Overloaded: there is no room for it.
+        """
+        self._budget.admit(self._uid, size)
+        self._size = size
+
+    def leave(self) -> None:
+        """Account for it no longer."""
+        self._budget.leave(self._uid, self._size)
+        self._size = 0
+
+
 class Take:
     """An order: receive a message, and hand its file on.
 
@@ -52,15 +75,15 @@ class Take:
         self,
         ticket: int,
         message: Message,
-        budget: ByteBudget,
+        share: Share,
         given_up: Callable[[Take], None],
     ) -> None:
         self.ticket = ticket
         self.message = message
         self.attachment = Attachment(self._released, self._abandoned)
-        self._budget = budget
+        self._share = share
         self._given_up = given_up
-        self._copied = 0
+        self._is_copy = False
         self._told = False
         self._handle: Handle | None = None
 
@@ -89,17 +112,16 @@ class Take:
         """The intake has handed the file on, and keeps a duplicate until it is told to drop it.
 
         Args:
-            copied: bytes of memory that it takes, where it is a copy.
+            copied: bytes of memory that it takes, where it is a copy; of that no duplicate is kept.
         """
         self.progressed()
+        self._is_copy = copied > 0
         try:
-            self._budget.admit(copied)
+            self._share.admit(copied)
         except Overloaded as error:
             os.close(descriptor)
-            self._released()
             self.attachment.refuse(error)
             return
-        self._copied = copied
         self.attachment.arrive(descriptor, identity)
 
     def fail(self, error: SwiprError, *, broken: bool = True) -> None:
@@ -108,9 +130,10 @@ class Take:
         self.attachment.refuse(error)
 
     def _released(self) -> None:
-        self._budget.leave(self._copied)
+        self._share.leave()
         assert self._handle is not None  # it has handed on what is released
-        self._handle.drop(self.ticket)
+        if not self._is_copy:
+            self._handle.drop(self.ticket)
 
     def _abandoned(self) -> None:
         if self._handle is None:
@@ -171,22 +194,31 @@ class Identify:
 
 
 class Bury:
-    """An order: close a client's socket, with what waits in it."""
+    """An order: close clients' sockets, with what waits in them."""
 
     moot = False
 
     def __init__(self, ticket: int, sock: socket.socket) -> None:
         self.ticket = ticket
-        self._socket = sock
+        self.sockets = [sock]
+        self._left = 0
 
     def send(self, _handle: Handle, channel: Channel) -> None:
-        """Give it to an intake, whose descriptor is the last then."""
-        channel.send(encode({"op": "bury", "ticket": self.ticket}), self._socket.fileno())
-        self._socket.close()
+        """Give it to an intake, whose descriptors are the last then."""
+        self._left = len(self.sockets)
+        for sock in self.sockets:
+            channel.send(encode({"op": "bury", "ticket": self.ticket}), sock.fileno())
+            sock.close()
+
+    def done(self) -> bool:
+        """One more is closed; whether all are."""
+        self._left -= 1
+        return not self._left
 
     def fail(self, _error: SwiprError) -> None:
         """The intake is gone, or none is to be had."""
-        self._socket.close()
+        for sock in self.sockets:
+            sock.close()
 
 
 Order = Take | Discard | Identify | Bury
@@ -243,7 +275,7 @@ class Handle:
         self._channel.send(encode({"op": "drop", "ticket": ticket}))
 
     def dismiss(self) -> None:
-        """Let it leave, at once or when it no longer hangs."""
+        """Let it leave, whatever it does."""
         self._channel.close()
 
     # --- what it tells
@@ -257,6 +289,8 @@ class Handle:
             assert isinstance(order, Take)
             order.progressed()
             return
+        if isinstance(order, Bury) and not order.done():
+            return
         self._order = None
         identity = Identity(fields["size"], fields["key"]) if "key" in fields else None
         match order:
@@ -267,7 +301,7 @@ class Handle:
             case Discard():
                 order.done()
             case Take():
-                self._kept += 1
+                self._kept += not fields["copied"]
                 order.done(frame.attachment, identity, fields["copied"])
             case Identify():
                 order.done(identity)
@@ -292,6 +326,7 @@ class Handle:
     def _leave_if_idle(self) -> None:
         rest = self._used + _IDLE - self._loop.time()
         if rest <= 0 and not self.busy and not self._kept:
-            self.dismiss()
-        else:
-            self._timer = self._loop.call_later(max(rest, _IDLE / 10), self._leave_if_idle)
+            # It stays if a close hangs: else each minute would leave another process behind.
+            self._used = self._loop.time()
+            self._channel.send(encode({"op": "leave"}))
+        self._timer = self._loop.call_later(max(rest, _IDLE / 10), self._leave_if_idle)

@@ -19,7 +19,7 @@ from itertools import count
 
 from swiprctl.errors import Overloaded, SwiprError
 from swiprd.front.byte_budget import ByteBudget
-from swiprd.front.intake_handle import Bury, Discard, Handle, Identify, Message, Order, Take
+from swiprd.front.intake_handle import Bury, Discard, Handle, Identify, Message, Order, Share, Take
 from swiprd.system.attachment import Attachment
 from swiprd.system.log import log
 from swiprd.system.memfd import sealed_memfd
@@ -27,9 +27,11 @@ from swiprd.system.memfd import sealed_memfd
 MOST = 4
 """Intakes of one uid. So many of its files may hang before its others wait."""
 
-MOST_SOCKETS = 1024
-"""Sockets of one uid that wait to be closed, before one is closed in the front all the same."""
+MOST_CLOSING = 32
+"""Intakes of one uid that close sockets. A close is over some time: with so many, each stuck with a
+deleted file in many pieces, the uid's disk has no time to make more of them."""
 
+_BATCH = 64  # sockets that one of those gets at a time
 _SLOW = 0.25  # seconds that an order waits for the uid's intakes before it gets another
 
 _Key = tuple[str, int]
@@ -82,24 +84,28 @@ class Intakes:
         """
         message = Message(socket=sock, size=size, received=received)
         order = Take(
-            next(self._tickets), message, self._budget, lambda order: self._give_up(uid, order)
+            next(self._tickets),
+            message,
+            Share(self._budget, uid),
+            lambda order: self._give_up(uid, order),
         )
         self._submit(("files", uid), order)
         return order.attachment
 
-    def keep(self, image: bytes) -> Attachment:
+    def keep(self, uid: int, image: bytes) -> Attachment:
         """Hold an image that came as bytes; it is ready when it has been identified.
 
         Raises:
             Overloaded: there is no room for it.
         """
-        self._budget.admit(len(image))
+        share = Share(self._budget, uid)
+        share.admit(len(image))
         try:
             memfd = sealed_memfd(image)
         except OSError as error:
-            self._budget.leave(len(image))
+            share.leave()
             raise Overloaded(f"no room for the image: {error.strerror}", 1.0) from None
-        order = Identify(next(self._tickets), memfd, lambda: self._budget.leave(len(image)))
+        order = Identify(next(self._tickets), memfd, share.leave)
         self._submit(_OWN, order)
         return order.attachment
 
@@ -108,11 +114,10 @@ class Intakes:
         whose last close that is: then an intake closes it."""
         with suppress(OSError):  # it may have left
             sock.shutdown(socket.SHUT_RDWR)
-        key = ("sockets", uid)
-        if not _unread(sock) or len(self._waiting.get(key, ())) >= MOST_SOCKETS:
-            sock.close()
+        if _unread(sock):
+            self._submit(("sockets", uid), Bury(next(self._tickets), sock))
         else:
-            self._submit(key, Bury(next(self._tickets), sock))
+            sock.close()
 
     def close(self) -> None:
         """Let all leave. An intake that hangs goes when its file system answers."""
@@ -145,11 +150,17 @@ class Intakes:
             handles = self._handles.get(key) or self._fork(key)
             free = next((handle for handle in handles if not handle.busy), None)
             if free is not None:
-                free.give(waiting.popleft())
+                order = waiting.popleft()
+                if isinstance(order, Bury):
+                    _fill(order, waiting)
+                free.give(order)
             elif not handles:
                 waiting.popleft().fail(Overloaded("no process is to be had for the file", 1.0))
             else:
-                if len(handles) < MOST and key not in self._timers:
+                if (
+                    len(handles) < (MOST_CLOSING if key[0] == "sockets" else MOST)
+                    and key not in self._timers
+                ):
                     self._timers[key] = self._loop.call_later(_SLOW, self._add, key)
                 return
         self._waiting.pop(key, None)
@@ -181,6 +192,16 @@ class Intakes:
         if not handles:
             del self._handles[key]
         self._go_on(key)
+
+
+def _fill(order: Bury, waiting: deque[Order]) -> None:
+    """Have one order close all sockets that wait behind it, up to a batch."""
+    while waiting and len(order.sockets) < _BATCH:
+        following = waiting[0]
+        if not isinstance(following, Bury):
+            return
+        order.sockets += following.sockets
+        waiting.popleft()
 
 
 def _unread(sock: socket.socket) -> int:

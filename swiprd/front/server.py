@@ -190,7 +190,7 @@ class Server:
                 connection.channel.refuse(BadRequest("a descriptor that no request asks for"))
                 return
             if request.op == "predict":
-                image = self._inline(request) if attachment is None else attachment
+                image = self._inline(connection.uid, request) if attachment is None else attachment
                 attachment = None
                 self._submit(connection, request, image)
                 return
@@ -217,12 +217,15 @@ class Server:
                 attachment.close()
 
     def _submit(self, connection: Connection, request: Request, image: Attachment) -> None:
+        # Of the request nothing else is kept while it waits: its image may lie in it.
+        identity, labels = request.id, request.labels
+
         def done(outcome: Outcome) -> None:
             if not isinstance(outcome, SwiprError):
-                outcome = self._service.model.with_labels(outcome, request.labels)
-            connection.answer(request.id, outcome)
+                outcome = self._service.model.with_labels(outcome, labels)
+            connection.answer(identity, outcome)
 
-        connection.in_flight.add(request.id)
+        connection.in_flight.add(identity)
         self._service.submit(
             uid=connection.uid,
             owner=connection,
@@ -240,14 +243,14 @@ class Server:
             "intakes": {"processes": self.intakes.processes, "waiting": self.intakes.waiting},
         }
 
-    def _inline(self, request: Request) -> Attachment:
+    def _inline(self, uid: int, request: Request) -> Attachment:
         if request.image is None:
             # The client knows it by its first words, and sends bytes.
             raise BadRequest(
                 "no image came with the request: neither a descriptor nor bytes"
                 " (descriptors do not pass through ssh; bytes do)"
             )
-        return self.intakes.keep(request.image)
+        return self.intakes.keep(uid, request.image)
 
     async def _inquire(self, connection: Connection, identity: int, op: str) -> None:
         service = self._service

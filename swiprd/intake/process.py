@@ -11,11 +11,13 @@ A file on a local disk or in memory goes on to the front as it is, and a duplica
 the front is done: the last close is here. Of any other file the bytes are copied into a memfd, so
 that no worker ever waits for a strange file system either.
 
-Forked from the front; a thread closes. From the front, as frames of the wire:
+Forked from the front. One thread closes what lies on strange file systems, which may hang for good,
+another all else, which is over some time. From the front, as frames of the wire:
     {op: take, ticket, size} + socket   receive that many bytes from a client, with what they carry
     {op: discard, ticket, size} + socket    receive that, and close what comes
     {op: identify, ticket} + memfd      tell which image a memfd of the front's is
     {op: drop, ticket}                  close the duplicate
+    {op: leave}                         leave, unless a close is under way
     {op: bury, ticket} + socket         close a client's socket, in which there may be descriptors
 To the front:
     {ticket, received: true}            the client's socket can be read again; the file takes longer
@@ -29,6 +31,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import functools
 import os
 import queue
 import signal
@@ -102,15 +105,16 @@ def become(front: socket.socket, parent: int, limit: int) -> NoReturn:
 
 
 class Intake:
-    """The state of this process: the duplicates that it keeps, and the thread that closes."""
+    """The state of this process: the duplicates that it keeps, and the threads that close."""
 
     def __init__(self, front: socket.socket, limit: int) -> None:
         self._front = front
         self._limit = limit
         self._kept: dict[int, int] = {}  # by ticket
         self._local = {_device_of("/"), _device_of_memfds()}
-        self._to_close: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._closer: threading.Thread | None = None
+        self._telling = threading.Lock()
+        self._closer = _Closer()
+        self._strange_closer = _Closer()
 
     def run(self) -> None:
         """Serve the front until it closes its end."""
@@ -125,10 +129,13 @@ class Intake:
                 case "identify" if descriptor is not None:
                     self._attempt(fields["ticket"], self._identify, descriptor)
                 case "drop":
-                    self._close(self._kept.pop(fields["ticket"]))
+                    self._closer.close(self._kept.pop(fields["ticket"]))
                 case "bury" if descriptor is not None:
-                    os.close(descriptor)
-                    self._tell({"ticket": fields["ticket"]})
+                    closed = functools.partial(self._tell, {"ticket": fields["ticket"]})
+                    self._closer.close(descriptor, closed)
+                case "leave":
+                    if not self._kept and self._closer.idle and self._strange_closer.idle:
+                        return
                 case _:
                     raise BadRequest(f"the front sent {fields}")
 
@@ -156,26 +163,44 @@ class Intake:
         """Receive a client's message of `size` bytes, and judge the descriptor that it carries."""
         with socket.socket(fileno=client) as sock:
             descriptor = self._received(sock, size)
-        copied = 0
         try:
-            if not self._is_local(ticket, descriptor):
-                strange = descriptor
-                data = read_image_bytes(strange, self._limit)
-                descriptor, copied = sealed_memfd(data), len(data)
-                self._close(strange)
+            local = self._is_local(ticket, descriptor)
+        except OSError:
+            self._strange_closer.close(descriptor)
+            raise
+        if not local:
+            self._copy(ticket, descriptor)
+            return
+        try:
             check_file(descriptor, self._limit)
             identity = recognise(descriptor, self._limit)
         except BaseException:
-            self._close(descriptor)
+            self._closer.close(descriptor)
             raise
         self._kept[ticket] = descriptor
-        # A frame of a few dozen bytes: the kernel takes it whole or not at all.
+        self._hand_on(ticket, descriptor, 0, identity)
+
+    def _copy(self, ticket: int, strange: int) -> None:
+        """Read a file whose file system may never answer, and hand its bytes on."""
+        try:
+            data = read_image_bytes(strange, self._limit)
+        finally:
+            self._strange_closer.close(strange)
+        copy = sealed_memfd(data)
+        try:
+            self._hand_on(ticket, copy, len(data), recognise(copy, self._limit))
+        finally:
+            os.close(copy)
+
+    def _hand_on(self, ticket: int, file: int, copied: int, identity: Identity | None) -> None:
         answer = encode({"ticket": ticket, "copied": copied, **_told(identity)})
-        socket.send_fds(self._front, [answer], [descriptor])
+        with self._telling:
+            # A frame of a few dozen bytes: the kernel takes it whole or not at all.
+            socket.send_fds(self._front, [answer], [file])
 
     def _discard(self, ticket: int, client: int, size: int) -> None:
         with socket.socket(fileno=client) as sock:
-            self._close(self._received(sock, size))
+            self._strange_closer.close(self._received(sock, size))
         self._tell({"ticket": ticket})
 
     def _received(self, client: socket.socket, size: int) -> int:
@@ -192,7 +217,7 @@ class Intake:
         if len(found) == 1 and len(data) == size and not flags & socket.MSG_CTRUNC:
             return found[0]
         for descriptor in found:
-            self._close(descriptor)
+            self._strange_closer.close(descriptor)
         if len(found) > 1:
             raise _Broken(BadRequest("more than one descriptor came with a frame"))
         # The kernel had one for us, and no place in our table to put it.
@@ -202,7 +227,7 @@ class Intake:
         try:
             identity = recognise(descriptor, self._limit)
         finally:
-            self._close(descriptor)
+            os.close(descriptor)
         self._tell({"ticket": ticket, **_told(identity)})
 
     def _is_local(self, ticket: int, descriptor: int) -> bool:
@@ -226,19 +251,43 @@ class Intake:
         self._tell({"ticket": ticket, "error": error_fields(error), "broken": broken})
 
     def _tell(self, fields: dict[str, object]) -> None:
-        self._front.sendall(encode(fields))
+        with self._telling:
+            self._front.sendall(encode(fields))
 
-    def _close(self, descriptor: int) -> None:
-        """Close a descriptor, in the thread that may hang with it."""
-        if self._closer is None:
-            self._closer = threading.Thread(target=self._keep_closing, daemon=True)
-            self._closer.start()
-        self._to_close.put(descriptor)
 
-    def _keep_closing(self) -> None:
+class _Closer:
+    """Closes descriptors in a thread, which may hang with one."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[tuple[int, Callable[[], None]]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._left = 0  # changed by the main thread and by this one, under the lock
+        self._lock = threading.Lock()
+
+    @property
+    def idle(self) -> bool:
+        """Whether all is closed."""
+        with self._lock:
+            return not self._left
+
+    def close(self, descriptor: int, closed: Callable[[], None] = lambda: None) -> None:
+        """Own a descriptor; call `closed`, in the thread, when it is closed."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
+        with self._lock:
+            self._left += 1
+        self._queue.put((descriptor, closed))
+
+    def _run(self) -> None:
         while True:
+            descriptor, closed = self._queue.get()
             with contextlib.suppress(OSError):  # closed it is, whatever the file system says
-                os.close(self._to_close.get())
+                os.close(descriptor)
+            with self._lock:
+                self._left -= 1
+            with contextlib.suppress(OSError):  # the front has gone
+                closed()
 
 
 class _Broken(Exception):

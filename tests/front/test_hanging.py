@@ -189,6 +189,33 @@ def test_closing_hangs_neither_the_front_nor_the_others(
     vitals.check()
 
 
+def test_a_close_that_hangs_keeps_nothing_else_open(
+    start_daemon: StartDaemon, hanging: Path, photos: list[bytes]
+) -> None:
+    """Files in memory that came behind it stayed in memory."""
+    daemon = start_daemon().wait_ready()
+    vitals = Vitals(daemon, photos[0])
+    with daemon.connect() as peer, opened(hanging / "flush") as flush:
+        assert peer.ask(descriptor=flush, timeout=20.0).error is None
+        for _ in range(5):
+            memfd = os.memfd_create("behind")
+            os.write(memfd, photos[0])
+            assert peer.ask(descriptor=memfd).error is None
+            os.close(memfd)
+        wait_until(
+            lambda: (
+                not any(
+                    "memfd:behind" in name
+                    for pid in intakes(daemon)
+                    for name in open_descriptors(pid)
+                )
+            ),
+            "they are closed",
+        )
+        fuseserver.release(hanging)
+    vitals.check()
+
+
 def test_a_forkserver_is_replaced_meanwhile(
     start_daemon: StartDaemon, hanging: Path, photos: list[bytes]
 ) -> None:

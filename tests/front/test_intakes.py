@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from conftest import StartDaemon
 from daemonprocess import PATIENCE, DaemonProcess, forkservers, own_children, wait_until
-from vitals import Vitals, held, open_descriptors, send_rights
+from vitals import Vitals, frame, held, open_descriptors, send_rights
 
-from swiprctl.errors import DeadlineExceeded, Overloaded, TooLarge
+from swiprctl.errors import BadRequest, DeadlineExceeded, Overloaded, TooLarge
 from swiprctl.protocol import Request
 
 pytestmark = pytest.mark.timeout(90)
@@ -190,3 +190,32 @@ def test_a_client_that_leaves_with_a_hundred_files_under_way(
         os.close(descriptor)
     wait_until(lambda: sum(holders(daemon, "memfd:client").values()) == 0, "all are closed")
     vitals.check()
+
+
+def test_sockets_without_number_are_closed_by_intakes_all_the_same(
+    start_daemon: StartDaemon, photos: list[bytes]
+) -> None:
+    """Beyond a thousand the front closed them itself."""
+    daemon = start_daemon().wait_ready()
+    vitals = Vitals(daemon, photos[0])
+    ours, theirs = os.pipe()
+    for _ in range(40):
+        with daemon.connect() as peer:
+            # The first waits for its intake, the second stays unread behind it.
+            send_rights(peer.socket, b"\0\0\0\x7f" * 8, [theirs])
+            send_rights(peer.socket, Request(2, "predict").encode(), [theirs])
+    os.close(theirs)
+    assert select.select([ours], [], [], PATIENCE)[0], "all are closed"
+    os.close(ours)
+    daemon.wait_status(lambda s: s["intakes"]["waiting"] == 0)
+    vitals.check()
+
+
+def test_long_ids_of_models_are_refused(start_daemon: StartDaemon, photos: list[bytes]) -> None:
+    """They would be kept for as long as the request waits."""
+    daemon = start_daemon().wait_ready()
+    with daemon.connect() as peer:
+        peer.socket.sendall(frame(id=1, op="predict", image=photos[0], labels="x" * 257))
+        assert isinstance(peer.receive().error, BadRequest)
+        peer.socket.sendall(frame(id=2, op="predict", image=photos[0], labels="x" * 256))
+        assert peer.receive().fields["labels"]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 
 import pytest
-from daemonprocess import DaemonProcess, Peer, open_to_all, wait_until
+from daemonprocess import DaemonProcess, Peer, as_uid, open_to_all, wait_until
 from fronts import (
     MIB,
     NOBODY,
@@ -67,6 +68,13 @@ class TestFrameLimit:
                 peer.socket.shutdown(socket.SHUT_WR)
                 assert until_closed(peer) == []
         assert resident(roomy.pid) - before < 48 * MIB
+
+
+def waits(path: Path, image: bytes) -> str:
+    """What becomes of another user's image while all workers are held."""
+    with Peer(path) as peer:
+        error = peer.ask(image=image, timeout=0.5).error
+        return "" if error is None else error.code
 
 
 class TestLargeFramesTogether:
@@ -138,7 +146,8 @@ class TestLargeFramesTogether:
             assert other.receive().error is None
 
     def test_images_that_wait_count_too(self, narrow: DaemonProcess, photos: list[bytes]) -> None:
-        image = photos[0].ljust(400_000, b"\0")
+        """One user's have half of the room: another's are still taken."""
+        image = photos[0].ljust(200_000, b"\0")
         with narrow.connect() as peer:
             with held(narrow):
                 for identity in range(3):
@@ -147,6 +156,10 @@ class TestLargeFramesTogether:
                 assert reply.id == 2
                 assert isinstance(reply.error, Overloaded)
                 assert reply.error.retry_after is not None
+                if os.geteuid() == 0:
+                    narrow.path.chmod(0o666)
+                    with open_to_all(narrow.path) as path:
+                        assert as_uid(NOBODY, lambda: waits(path, image)) == "deadline"
             assert {peer.receive().id, peer.receive().id} == {0, 1}
             peer.send(3, image=image)
             assert peer.receive().error is None
@@ -154,7 +167,7 @@ class TestLargeFramesTogether:
     def test_a_client_that_leaves_gives_their_room_back(
         self, narrow: DaemonProcess, photos: list[bytes]
     ) -> None:
-        image = photos[0].ljust(900_000, b"\0")
+        image = photos[0].ljust(450_000, b"\0")
         with narrow.connect() as other:
             with held(narrow):
                 other.send(1, image=photos[0])
