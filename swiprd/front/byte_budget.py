@@ -1,4 +1,4 @@
-"""How many bytes of images the daemon holds in memory at once, for all clients together. Pure."""
+"""A bound on the bytes of images that the front holds in memory, for all clients together. Pure."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class ByteBudget:
     def reserve(self, uid: int, size: int) -> bool:
         """Account for a large frame being read; below 0: for one that no longer is.
 
-        One uid gets half of the room at most, or a single frame: whoever sends a byte now and
-        then keeps his place for long, and must not keep everybody's.
+        One uid gets half of the budget at most, or a single frame: a client that sends a byte now
+        and then holds its reservation for long, and must not keep other uids from theirs.
         """
         if size > 0 and (
             (self._reading[uid] and self._reading[uid] + size > self._limit // 2)

@@ -1,4 +1,4 @@
-"""The front's end of one intake, and the orders that it can be given, one at a time."""
+"""The front's handle on one intake process, and the orders that it is given, one at a time."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Take:
         self._handle: Handle | None = None
 
     @property
-    def moot(self) -> bool:
-        """Whether the connection is closed: there is nothing to receive from."""
+    def cancelled(self) -> bool:
+        """Whether the connection has been closed meanwhile, so that nothing can be received."""
         return self._socket.fileno() < 0
 
     def send(self, handle: Handle, channel: Channel) -> None:
@@ -53,7 +53,7 @@ class Take:
         channel.send(encode(fields), self._socket.fileno())
 
     def progressed(self, error: SwiprError | None = None) -> None:
-        """The message has been received, or cannot be: tell the connection."""
+        """The message has been received, or cannot be: let the connection go on, or end it."""
         if not self._told:
             self._told = True
             self._received(error)
@@ -62,7 +62,7 @@ class Take:
         """The intake has handed the file on, and keeps a duplicate until it is told to drop it.
 
         Args:
-            copied: bytes of memory that it takes, where it is a copy.
+            copied: bytes of the copy in memory; 0 where it is the file itself.
         """
         self.progressed()
         try:
@@ -76,7 +76,7 @@ class Take:
         self.attachment.arrive(descriptor, identity)
 
     def fail(self, error: SwiprError, *, broken: bool = True) -> None:
-        """There is no file; `broken`: and the connection cannot go on."""
+        """No file comes. With `broken`, the connection cannot be read any further either."""
         self.progressed(error if broken else None)
         self.attachment.refuse(error)
 
@@ -87,9 +87,9 @@ class Take:
 
 
 class Identify:
-    """An order: tell which image a memfd is. Whatever comes of it, it is an image."""
+    """An order: compute the identity of a memfd. The image is used even if that fails."""
 
-    moot = False
+    cancelled = False
 
     def __init__(self, ticket: int, memfd: int, released: Callable[[], None]) -> None:
         self.ticket = ticket
@@ -101,7 +101,7 @@ class Identify:
         channel.send(encode({"op": "identify", "ticket": self.ticket}), self._memfd)
 
     def done(self, identity: Identity | None) -> None:
-        """The intake knows which, or that it cannot be told."""
+        """The intake has computed the identity, or has found that there is none."""
         self.attachment.arrive(self._memfd, identity)
 
     def fail(self, _error: SwiprError) -> None:
@@ -109,34 +109,34 @@ class Identify:
         self.attachment.arrive(self._memfd, None)
 
 
-class Bury:
-    """An order: close a client's socket, with what waits in it."""
+class CloseSocket:
+    """An order: close a client's socket, and the descriptors that wait in it unread."""
 
-    moot = False
+    cancelled = False
 
     def __init__(self, ticket: int, sock: socket.socket) -> None:
         self.ticket = ticket
         self._socket = sock
 
     def send(self, _handle: Handle, channel: Channel) -> None:
-        """Give it to an intake, whose descriptor is the last then."""
-        channel.send(encode({"op": "bury", "ticket": self.ticket}), self._socket.fileno())
+        """Give it to an intake, and close ours: the intake's close is then the last."""
+        channel.send(encode({"op": "close_socket", "ticket": self.ticket}), self._socket.fileno())
         self._socket.close()
 
     def fail(self, _error: SwiprError) -> None:
-        """The intake is gone, or none is to be had."""
+        """The intake has died, or none could be forked: close it here."""
         self._socket.close()
 
 
-Order = Take | Identify | Bury
+Order = Take | Identify | CloseSocket
 
 
 class Handle:
     """The front's end of one intake.
 
     Args:
-        on_free: called when it has done what it was given.
-        on_gone: called once, when it can be given nothing more.
+        on_free: called when it has done its order.
+        on_gone: called once, when it has ended or was dismissed.
     """
 
     def __init__(
@@ -146,13 +146,13 @@ class Handle:
         self._on_gone = on_gone
         self._loop = asyncio.get_running_loop()
         self._order: Order | None = None
-        self._kept = 0  # duplicates that it keeps for the front
+        self._kept = 0  # files of which the intake keeps a duplicate until the front is done
         ours, theirs = socket.socketpair()
         parent = os.getpid()
         try:
             self._pid = os.fork()
             if self._pid == 0:
-                process.become(theirs, parent, limit)
+                process.run_intake(theirs, parent, limit)
             self._pidfd = os.pidfd_open(self._pid)
         except OSError:
             ours.close()
@@ -171,21 +171,21 @@ class Handle:
 
     def give(self, order: Order) -> None:
         """Give it something to do; only while it is not busy."""
-        if not order.moot:
+        if not order.cancelled:
             self._used = self._loop.time()
             self._order = order
             order.send(self, self._channel)
 
     def drop(self, ticket: int) -> None:
-        """Have it close the duplicate that it keeps."""
+        """Have the intake close the duplicate that it keeps for this ticket."""
         self._kept -= 1
         self._channel.send(encode({"op": "drop", "ticket": ticket}))
 
     def dismiss(self) -> None:
-        """Let it leave, at once or when it no longer hangs."""
+        """Let it leave: at once, or when a file system that it waits for answers."""
         self._channel.close()
 
-    # --- what it tells
+    # --- messages from the intake
 
     def _told(self, frame: Frame) -> None:
         fields: Any = frame.fields
@@ -206,12 +206,12 @@ class Handle:
                 order.done(frame.attachment, identity, fields["copied"])
             case Identify():
                 order.done(identity)
-            case Bury():
+            case CloseSocket():
                 pass
         self._on_free()
 
     def _closed(self, _error: Exception | None) -> None:
-        """It is gone, or dismissed."""
+        """The intake has closed its end, or was dismissed."""
         self._timer.cancel()
         order, self._order = self._order, None
         if order is not None:

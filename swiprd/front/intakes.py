@@ -1,8 +1,8 @@
-"""The front's intakes: which uid has how many, what each is doing, what waits for one.
+"""The front's intake processes: how many each uid has, and the orders that wait for them.
 
-A uid gets an intake when it first passes a descriptor, and more only while those that it has are
-busy with files that take long. Nobody is blamed: a file whose file system hangs costs its own
-request, at its deadline, and no other uid anything.
+A uid gets an intake when it first passes a descriptor, and more only while its intakes are busy
+with files that take long. A file whose file system hangs costs its own request, at the deadline of
+that, and other uids nothing: so no uid has to be barred.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from itertools import count
 
 from swiprctl.errors import Overloaded, SwiprError
 from swiprd.front.byte_budget import ByteBudget
-from swiprd.front.intake_handle import Bury, Handle, Identify, Order, Take
+from swiprd.front.intake_handle import CloseSocket, Handle, Identify, Order, Take
 from swiprd.system.attachment import Attachment
 from swiprd.system.log import log
 from swiprd.system.memfd import sealed_memfd
 
 MOST = 4
-"""Intakes of one uid. So many of its files may hang before its others wait."""
+"""Intakes of one uid: so many of its files may hang before its other files have to wait."""
 
 MOST_SOCKETS = 1024
-"""Sockets of one uid that wait to be closed, before one is closed in the front all the same."""
+"""Sockets of one uid that wait to be closed by an intake; the front itself closes any more."""
 
 _SLOW = 0.25  # seconds that an order waits for the uid's intakes before it gets another
 
 _Key = tuple[str, int]
-_OWN: _Key = ("bytes", 0)  # for images that came as bytes: it holds nobody's descriptor
+_INLINE: _Key = ("bytes", 0)  # for images that came as bytes: a memfd of the front's, no file
 
 
 class Intakes:
-    """All of the front's.
+    """All intakes of the front.
 
-    Sockets are closed by intakes of their own: those for files may be stuck for good.
+    Sockets are closed by separate intakes: those for files may be blocked for good.
 
     Args:
         limit: bytes of an image.
@@ -57,12 +57,12 @@ class Intakes:
 
     @property
     def processes(self) -> int:
-        """Intakes that there are."""
+        """How many intake processes there are."""
         return sum(map(len, self._handles.values()))
 
     @property
     def waiting(self) -> int:
-        """Files that have not been received yet or are still being read, and sockets to close."""
+        """How many orders are waiting or under way: files to receive, sockets to close."""
         busy = sum(handle.busy for handles in self._handles.values() for handle in handles)
         return busy + sum(map(len, self._waiting.values()))
 
@@ -84,10 +84,10 @@ class Intakes:
         return order.attachment
 
     def keep(self, image: bytes) -> Attachment:
-        """Hold an image that came as bytes; it is ready when it has been identified.
+        """Hold an image that came as bytes in a memfd, ready once its identity is known.
 
         Raises:
-            Overloaded: there is no room for it.
+            Overloaded: the byte budget or the host's memory is used up.
         """
         self._budget.admit(len(image))
         try:
@@ -96,22 +96,22 @@ class Intakes:
             self._budget.leave(len(image))
             raise Overloaded(f"no room for the image: {error.strerror}", 1.0) from None
         order = Identify(next(self._tickets), memfd, lambda: self._budget.leave(len(image)))
-        self._submit(_OWN, order)
+        self._submit(_INLINE, order)
         return order.attachment
 
-    def bury(self, uid: int, sock: socket.socket) -> None:
-        """Close a client's socket. What it has sent and nobody has read may carry descriptors,
-        whose last close that is: then an intake closes it."""
+    def close_socket(self, uid: int, sock: socket.socket) -> None:
+        """Close a client's socket. Messages in it that nobody has read may carry descriptors, which
+        the kernel closes with the socket, and that may block: then an intake does it."""
         with suppress(OSError):  # it may have left
             sock.shutdown(socket.SHUT_RDWR)
         key = ("sockets", uid)
         if not _unread(sock) or len(self._waiting.get(key, ())) >= MOST_SOCKETS:
             sock.close()
         else:
-            self._submit(key, Bury(next(self._tickets), sock))
+            self._submit(key, CloseSocket(next(self._tickets), sock))
 
     def close(self) -> None:
-        """Let all leave. An intake that hangs goes when its file system answers."""
+        """Dismiss all intakes. One that is blocked ends when its file system answers."""
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
@@ -125,10 +125,10 @@ class Intakes:
 
     def _submit(self, key: _Key, order: Order) -> None:
         self._waiting.setdefault(key, deque()).append(order)
-        self._go_on(key)
+        self._dispatch(key)
 
-    def _go_on(self, key: _Key) -> None:
-        """Give what waits to those intakes that have nothing to do."""
+    def _dispatch(self, key: _Key) -> None:
+        """Give waiting orders to idle intakes; fork an intake where the uid has none."""
         waiting = self._waiting.get(key)
         while waiting:
             handles = self._handles.get(key) or self._fork(key)
@@ -139,23 +139,23 @@ class Intakes:
                 waiting.popleft().fail(Overloaded("no process is to be had for the file", 1.0))
             else:
                 if len(handles) < MOST and key not in self._timers:
-                    self._timers[key] = self._loop.call_later(_SLOW, self._add, key)
+                    self._timers[key] = self._loop.call_later(_SLOW, self._add_intake, key)
                 return
         self._waiting.pop(key, None)
 
-    def _add(self, key: _Key) -> None:
-        """The intakes there are have been busy for a while: have one more for what waits."""
+    def _add_intake(self, key: _Key) -> None:
+        """Fork one more intake, if orders still wait after `_SLOW` seconds."""
         del self._timers[key]
         if self._waiting.get(key):
             self._fork(key)
-            self._go_on(key)
+            self._dispatch(key)
 
     def _fork(self, key: _Key) -> list[Handle]:
-        """Start an intake; return all that there are for the same."""
+        """Fork an intake; return all intakes of this key."""
         try:
             handle = Handle(
                 self._limit,
-                on_free=lambda: self._go_on(key),
+                on_free=lambda: self._dispatch(key),
                 on_gone=lambda handle: self._gone(key, handle),
             )
         except OSError as error:
@@ -169,7 +169,7 @@ class Intakes:
         handles.remove(handle)
         if not handles:
             del self._handles[key]
-        self._go_on(key)
+        self._dispatch(key)
 
 
 def _unread(sock: socket.socket) -> int:

@@ -1,21 +1,22 @@
-"""The process that receives what the clients of one uid pass: the only one to hold it unseen.
+"""The intake process: receives, checks and closes the descriptors that one uid's clients pass.
 
-A descriptor may be of a file whose file system never answers. FUSE makes any user that file system,
-and the reader or closer of such a file then hangs, deaf to SIGKILL, with every other descriptor
-that it has. A close can also take half a minute on a local disk, where it is the last of a deleted
-file in many pieces. So the front lets a process of the uid's own receive, judge and close: what
-hangs there hangs nobody else. It has no other uid's descriptor, and none of the front's sockets but
-those of its uid's clients, for as long as it receives from them.
+A descriptor may be of a file whose file system never answers. With FUSE any user can be that file
+system, and a process that reads or closes such a file then hangs, deaf to SIGKILL, with every other
+descriptor that it has. A close can also take half a minute on a local disk, where it is the last of
+a deleted file in many pieces. So the front never handles a client's descriptor that has not been
+checked: an intake of the uid's own does that, and if it hangs, no other uid's request hangs with
+it. An intake holds no descriptor of another uid, and of the front's sockets only those of its uid's
+clients, while it receives from them.
 
-A file on a local disk or in memory goes on to the front as it is, and a duplicate stays here until
-the front is done: the last close is here. Of any other file the bytes are copied into a memfd, so
-that no worker ever waits for a strange file system either.
+A file on a local disk or in memory is passed on to the front as it is. The intake keeps a duplicate
+until the front is done with the file, so that the last close happens here. Any other file is copied
+into a memfd, so that no worker ever waits for an unknown file system either.
 
 Forked from the front; a thread closes. From the front, as frames of the wire:
     {op: take, ticket, size} + socket   receive that many bytes from a client, with what they carry
     {op: identify, ticket} + memfd      tell which image a memfd of the front's is
     {op: drop, ticket}                  close the duplicate
-    {op: bury, ticket} + socket         close a client's socket, in which there may be descriptors
+    {op: close_socket, ticket} + socket close a client's socket, in which there may be descriptors
 To the front:
     {ticket, received: true}            the client's socket can be read again; the file takes longer
     {ticket, copied, size, key} + descriptor    the image, the bytes of memory that it takes where
@@ -50,7 +51,7 @@ _ROOM = socket.CMSG_SPACE(_MOST_DESCRIPTORS * 4)
 _ANCILLARY_FLAGS = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
 
 NAME = "swiprd-intake"
-"""What it is called in ps(1): its command line is the front's."""
+"""Its name in ps(1), where its command line is the front's."""
 
 _LOCAL = frozenset(
     {
@@ -70,12 +71,12 @@ _LOCAL = frozenset(
         0x2011BAB0,  # exFAT
     }
 )
-"""Types of file systems in the kernel itself (statfs(2), linux/magic.h) that answer to nobody else
-and have nothing to say when a descriptor that is not the last is closed."""
+"""Types of file systems (statfs(2), linux/magic.h) that live in the kernel alone: no server can
+keep a read waiting, and closing a descriptor that is not the last does nothing."""
 
 
-def become(front: socket.socket, parent: int, limit: int) -> NoReturn:
-    """Be the intake, in a process just forked from the front. Never returns.
+def run_intake(front: socket.socket, parent: int, limit: int) -> NoReturn:
+    """Run as an intake, in a process just forked from the front. Never returns.
 
     Args:
         front: this process's end of the socketpair.
@@ -83,7 +84,7 @@ def become(front: socket.socket, parent: int, limit: int) -> NoReturn:
         limit: bytes of an image.
     """
     try:
-        # Signals are the front's business. A handler of its event loop would wake the front.
+        # The front alone handles signals. The wakeup descriptor of its loop would wake the front.
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
@@ -123,7 +124,7 @@ class Intake:
                     self._attempt(fields["ticket"], self._identify, descriptor)
                 case "drop":
                     self._close(self._kept.pop(fields["ticket"]))
-                case "bury" if descriptor is not None:
+                case "close_socket" if descriptor is not None:
                     os.close(descriptor)
                     self._tell({"ticket": fields["ticket"]})
                 case _:
@@ -139,10 +140,10 @@ class Intake:
             yield from decoder.frames()
 
     def _attempt(self, ticket: int, work: Callable[..., None], *arguments: int) -> None:
-        """Do a piece of work; tell the front what it failed of, if it did."""
+        """Do one order; report its error to the front, if it fails."""
         try:
             work(ticket, *arguments)
-        except _Broken as error:
+        except _ConnectionBroken as error:
             self._refuse(ticket, error.error, broken=True)
         except SwiprError as error:
             self._refuse(ticket, error)
@@ -167,14 +168,14 @@ class Intake:
             raise
         self._kept[ticket] = descriptor
         # A frame of a few dozen bytes: the kernel takes it whole or not at all.
-        answer = encode({"ticket": ticket, "copied": copied, **_told(identity)})
+        answer = encode({"ticket": ticket, "copied": copied, **_identity_fields(identity)})
         socket.send_fds(self._front, [answer], [descriptor])
 
     def _received(self, client: socket.socket, size: int) -> int:
         """Receive exactly what the front has seen to be there.
 
         Raises:
-            _Broken: not one descriptor came with it.
+            _ConnectionBroken: not one descriptor came with it.
         """
         data, ancillary, flags, _ = client.recvmsg(size, _ROOM, _ANCILLARY_FLAGS)
         found = array.array("i")
@@ -186,28 +187,28 @@ class Intake:
         for descriptor in found:
             self._close(descriptor)
         if len(found) > 1:
-            raise _Broken(BadRequest("more than one descriptor came with a frame"))
-        # The kernel had one for us, and no place in our table to put it.
-        raise _Broken(Overloaded("no descriptor is left for the image", 1.0))
+            raise _ConnectionBroken(BadRequest("more than one descriptor came with a frame"))
+        # MSG_CTRUNC: a descriptor came, and our table of descriptors is full.
+        raise _ConnectionBroken(Overloaded("no descriptor is left for the image", 1.0))
 
     def _identify(self, ticket: int, descriptor: int) -> None:
         try:
             identity = recognise(descriptor, self._limit)
         finally:
             self._close(descriptor)
-        self._tell({"ticket": ticket, **_told(identity)})
+        self._tell({"ticket": ticket, **_identity_fields(identity)})
 
     def _is_local(self, ticket: int, descriptor: int) -> bool:
-        """Whether nobody but the kernel answers for this file. A container's root counts as such:
-        only root lays file systems over one another there."""
+        """Whether the file lies on a file system that lives in the kernel alone. The root of a
+        container counts as local: only root can have mounted an overlay there."""
         try:
             device = statx(descriptor).device
-        except OSError:  # a user's own FUSE mount tells nobody else anything, but can be read
+        except OSError:  # FUSE without allow_other: no attributes for us, but reading is allowed
             device = (0, 0)
         if device in self._local:
             return True
-        # To ask what it lies on may take long already, or for ever, and then to read it: the
-        # client's next requests need not wait for that.
+        # fstatfs(2) may take long already, or for ever, and then reading the file: the client's
+        # next requests need not wait for that.
         self._tell({"ticket": ticket, "received": True})
         local = filesystem_type(descriptor) in _LOCAL
         if local and device[0]:  # numbers without a device are given to other file systems, later
@@ -229,11 +230,11 @@ class Intake:
 
     def _keep_closing(self) -> None:
         while True:
-            with contextlib.suppress(OSError):  # closed it is, whatever the file system says
+            with contextlib.suppress(OSError):  # even with an error the descriptor is closed
                 os.close(self._to_close.get())
 
 
-class _Broken(Exception):
+class _ConnectionBroken(Exception):
     """The connection cannot be read any further."""
 
     def __init__(self, error: SwiprError) -> None:
@@ -262,5 +263,5 @@ def _device_of_memfds() -> tuple[int, int]:
         os.close(descriptor)
 
 
-def _told(identity: Identity | None) -> dict[str, object]:
+def _identity_fields(identity: Identity | None) -> dict[str, object]:
     return {} if identity is None else {"size": identity.size, "key": identity.key}

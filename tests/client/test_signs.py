@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import StartDaemon
@@ -264,6 +265,8 @@ def test_a_sign_that_is_not_read_is_not_followed_by_another() -> None:
     """Else a client that is away for long, its caller busy, would be one that does not read."""
 
     class Host:
+        intakes = SimpleNamespace(close_socket=lambda _uid, sock: sock.close())
+
         def __getattr__(self, name: str) -> object:
             return lambda *_: None
 
@@ -276,28 +279,28 @@ def test_a_sign_that_is_not_read_is_not_followed_by_another() -> None:
             described.append(1)
             return {"state": "loading"}
 
-        connection.show_life(0.0, state)
+        connection.send_heartbeat(0.0, state)
         connection.in_flight.add(1)
-        connection.show_life(0.0, state)
+        connection.send_heartbeat(0.0, state)
         assert not described, "nobody asked for it"
-        connection.wants_signs = True
+        connection.wants_heartbeats = True
         for now in (0.0, 0.5, 2.0, 4.0):
-            connection.show_life(now, state)
+            connection.send_heartbeat(now, state)
         assert len(described) == 1
         decoder = Decoder()
         decoder.feed(theirs.recv(1000))
         (frame,) = decoder.frames()
         assert frame.fields["alive"] == {"state": "loading", "pid": os.getpid()}
-        connection.show_life(4.5, state)
+        connection.send_heartbeat(4.5, state)
         assert len(described) == 2
         theirs.recv(1000)
-        connection.show_life(4.75, state)
+        connection.send_heartbeat(4.75, state)
         assert len(described) == 2, "once a second is enough"
         connection.in_flight.clear()
-        connection.show_life(9.0, state)
+        connection.send_heartbeat(9.0, state)
         assert len(described) == 2
         connection.channel.close()
-        connection.show_life(19.0, state)
+        connection.send_heartbeat(19.0, state)
         theirs.close()
 
     asyncio.run(scene())
