@@ -1,10 +1,10 @@
-"""Who may wait, who goes next, who is told to come back. Pure: `now` is an argument.
+"""The queue: which request may wait, which runs next, which is refused. Pure: `now` is an argument.
 
-Requests wait in one queue a uid. The next turn is that of the uid whose last one is longest ago, so
-that a flood from one delays another by one request at most, the one that runs. When the queue is
-full, a newcomer whose uid holds less than its share takes the place of the newest request of the
-uid that holds the most. Suspects, whose images have kept a worker busy for long and may hang, wait
-beside all others.
+Requests wait in one queue for each uid. The next request comes from the uid whose last turn is
+longest ago, so that a flood from one uid delays another uid by one request at most: the request
+that is running. When the queue is full, a new request whose uid holds less than its share takes the
+place of the newest request of the uid that holds the most. Requests for suspect images, which have
+kept a worker busy for long and may hang, wait in a second queue, served when the first is empty.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from swiprd.front.short_deadlines import ShortDeadlines
 from swiprd.pool.job import Job
 from swiprd.pool.typical import Typical
 
-_KEPT = 16  # one place in so many is kept for root and the daemon's own uid, who mend things
-_LEAST = 5  # answers before anybody is refused for what they took
+_RESERVED = 16  # one place in 16 is reserved for root and the daemon's own uid, for repairs
+_LEAST = 5  # answers that an estimate needs before a request is refused because of it
 _SOONEST_RETRY = 0.05  # seconds; a shorter wait is a busy loop
 
 
@@ -27,19 +27,19 @@ class Admission:
 
     Args:
         limit: places.
-        privileged: uids that some of them are kept for.
+        privileged: uids for which some places are reserved: root's, and the daemon's own.
     """
 
     def __init__(self, limit: int, privileged: Collection[int] = (0,)) -> None:
         self.limit = limit
         self._privileged = frozenset(privileged)
         self._fresh = RoundRobin()
-        self._suspects = RoundRobin()  # whose turn it is when nobody else waits
+        self._suspects = RoundRobin()  # run when no other request waits
         self._held: dict[int, int] = {}  # by uid, waiting and running
         self._total = 0
-        self._between = Typical(_LEAST)  # seconds between two answers while there is work
+        self._interval = Typical(_LEAST)  # seconds between two answers while there is work
         self._quickest = 0.0  # seconds that the quickest image of all took; 0: not known yet
-        self._haste = ShortDeadlines()
+        self._short_deadlines = ShortDeadlines()
         self.refused = 0
 
     @property
@@ -65,22 +65,22 @@ class Admission:
         """
         self._check_time(job, now)
         victim = None
-        if self._total >= self.limit - self._kept(job.uid):
+        if self._total >= self.limit - self._reserved(job.uid):
             victim = self._make_room(job.uid)
         self._fresh.append(job)
         self._count(job.uid, 1)
         return victim
 
     def requeue(self, job: Job) -> None:
-        """Let a job wait again that a worker has had. What a dead worker left goes to the head: it
-        has waited already. A suspect does not."""
+        """Queue a job again whose worker died: at the head, as it has waited already. A suspect
+        goes to the end of the suspects."""
         if job.suspect:
             self._suspects.append(job)
         else:
             self._fresh.push_in(job)
 
     def suspect(self, job: Job) -> None:
-        """Have a waiting job wait until nobody else does."""
+        """Move a waiting job to the suspects, which run when no other job waits."""
         self._fresh.remove(job)
         job.suspect = True
         self._suspects.append(job)
@@ -94,7 +94,7 @@ class Admission:
         return self._fresh.next()
 
     def peek_suspect(self, skip: Callable[[Job], bool]) -> Job | None:
-        """The same among suspects."""
+        """The suspect whose turn it is, of those that `skip` does not tell to leave out."""
         return self._suspects.next(skip)
 
     def withdraw(self, job: Job) -> bool:
@@ -107,31 +107,31 @@ class Admission:
         return True
 
     def cancel(self, owner: object) -> list[Job]:
-        """Take out all that waits for one owner."""
+        """Take the waiting jobs of one owner out of the queue, and return them."""
         jobs = [job for job in (*self._fresh, *self._suspects) if job.owner is owner]
         for job in jobs:
             self.withdraw(job)
         return jobs
 
     def finished(self, job: Job) -> None:
-        """A running job has ended, one way or the other."""
+        """A running job has ended, with an answer or an error."""
         self._count(job.uid, -1)
 
     def served(self, job: Job, share: float, alone: float | None = None) -> None:
         """Learn from an answer.
 
         Args:
-            share: seconds between two answers of a busy pool, by this one.
-            alone: seconds that it had a worker for itself, if it had.
+            share: seconds between two answers of a busy pool, estimated from this answer.
+            alone: seconds that the job ran while no other job did; None if one did.
         """
-        self._between.learn(share)
+        self._interval.learn(share)
         if alone is not None and (not self._quickest or alone < self._quickest):
             self._quickest = alone
-        self._haste.answered(job.uid)
+        self._short_deadlines.answered(job.uid)
 
     def killed(self, job: Job, now: float) -> None:
         """Learn from a running job whose deadline has passed."""
-        self._haste.killed(job.uid, now - job.started, job.deadline - job.arrived, now)
+        self._short_deadlines.killed(job.uid, now - job.started, job.deadline - job.arrived, now)
 
     def too_late(self, job: Job, now: float) -> bool:
         """Whether no image has ever been answered within the time that this job has left."""
@@ -139,7 +139,7 @@ class Admission:
 
     def new_model(self) -> None:
         """Forget what images took: another model answers from now on."""
-        self._between = Typical(_LEAST)
+        self._interval = Typical(_LEAST)
         self._quickest = 0.0
 
     def by_uid(self) -> dict[int, int]:
@@ -149,7 +149,7 @@ class Admission:
     def _check_time(self, job: Job, now: float) -> None:
         given = job.deadline - now
         ahead = self._ahead(job.uid)
-        wait = ahead * self._between.seconds
+        wait = ahead * self._interval.seconds
         if wait and now + wait + self._quickest > job.deadline:
             self.refused += 1
             raise Overloaded(
@@ -163,7 +163,7 @@ class Admission:
                 f"not tried: it gives {given:.3g} s, and the quickest image so far took"
                 f" {self._quickest:.3g} s"
             )
-        if (wait := self._haste.wait(job.uid, given, now)) > 0.0:
+        if (wait := self._short_deadlines.wait(job.uid, given, now)) > 0.0:
             self.refused += 1
             raise Overloaded(
                 f"the last requests of uid {job.uid} gave {given:.3g} s or more, and that was too"
@@ -172,25 +172,27 @@ class Admission:
             )
 
     def _ahead(self, uid: int) -> int:
-        """Requests that may have their turn before a newcomer of this uid has: of the others, no
-        more than there are turns until then."""
+        """Requests that may run before a new request of this uid: its own, and of each other uid
+        no more than there are rounds until then."""
         lengths = self._fresh.lengths()
         own = lengths.pop(uid, 0)
         return own + sum(min(waiting, own + 1) for waiting in lengths.values())
 
-    def _kept(self, uid: int) -> int:
-        """Places that are free and none for this uid: root's and the daemon's own are kept some."""
+    def _reserved(self, uid: int) -> int:
+        """Free places that this uid may not have: reserved for root and the daemon's own uid."""
         if uid in self._privileged:
             return 0
         held = sum(self._held.get(one, 0) for one in self._privileged)
-        return max(0, self.limit // _KEPT - held)
+        return max(0, self.limit // _RESERVED - held)
 
     def _make_room(self, uid: int) -> Job:
         held = self._held.get(uid, 0)
         share = self.limit // (len(self._held.keys() | {uid}))
         suspects = self._suspects.lengths()
-        kept = {one for one in self._privileged if self._held.get(one, 0) <= self.limit // _KEPT}
-        waiting = {*self._fresh.lengths(), *suspects} - kept
+        protected = {
+            one for one in self._privileged if self._held.get(one, 0) <= self.limit // _RESERVED
+        }
+        waiting = {*self._fresh.lengths(), *suspects} - protected
         greedy = max(waiting, key=lambda u: self._held[u], default=uid)
         if held >= share or greedy == uid or self._held.get(greedy, 0) <= held + 1:
             self.refused += 1
@@ -201,13 +203,13 @@ class Admission:
         return victim
 
     def evicted(self) -> Overloaded:
-        """What the job that made room is told."""
+        """Make the error for the job that `admit()` returned."""
         return Overloaded("made room in a full queue for another user", self.retry_after)
 
     @property
     def retry_after(self) -> float:
-        """Seconds after which it may be worth to come again."""
-        return round(max(_SOONEST_RETRY, self._total * self._between.seconds / 2), 3)
+        """Seconds after which a refused client may try again: half of the queue is done by then."""
+        return round(max(_SOONEST_RETRY, self._total * self._interval.seconds / 2), 3)
 
     def _line(self, job: Job) -> RoundRobin:
         return self._suspects if job.suspect else self._fresh

@@ -28,8 +28,8 @@ just enough not to be thrown out, the front holds 64 MiB for them."""
 _REQUEST_ITEMS = 64  # things in a request's map; five mean something, the rest is for later clients
 
 
-_SIGN_EVERY = 1.0  # seconds between signs of life
-_NOTHING = bytes(4)
+_HEARTBEAT = 1.0  # seconds between two heartbeats
+_NOTHING_UNREAD = bytes(4)  # the answer of SIOCOUTQ, an int
 
 
 class Host(Protocol):
@@ -53,8 +53,8 @@ class Connection:
         in_flight: ids of requests without an answer yet.
         questions: how many of those are questions that wait for a worker or the model.
         spoke: whether a whole request has come.
-        paused: whether it is not read from, because it does not read either.
-        wants_signs: whether it asked for signs of life.
+        paused: whether no requests are read from it, because it leaves too many replies unread.
+        wants_heartbeats: whether a request has asked for them.
     """
 
     def __init__(self, host: Host, sock: socket.socket, uid: int) -> None:
@@ -63,8 +63,8 @@ class Connection:
         self.questions = 0
         self.spoke = False
         self.paused = False
-        self.wants_signs = False
-        self._signed = float("-inf")
+        self.wants_heartbeats = False
+        self._last_heartbeat = float("-inf")
         self._host = host
         self._socket = sock
         self.channel = Channel(
@@ -76,7 +76,7 @@ class Connection:
             ask=lambda work: host.shares.ask(uid, work),
             take=lambda sock, size, received: host.intakes.take(uid, sock, size, received),
             discard=Attachment.close,
-            release=lambda sock: host.intakes.bury(uid, sock),
+            release=lambda sock: host.intakes.close_socket(uid, sock),
             items=_REQUEST_ITEMS,
         )
 
@@ -95,17 +95,24 @@ class Connection:
             self.paused = True
             self.channel.pause(True)
 
-    def show_life(self, now: float, describe: Callable[[], dict[str, object]]) -> None:
-        """Tell a client that waits for an answer that the daemon lives, and what it is doing.
+    def send_heartbeat(self, now: float, describe: Callable[[], dict[str, object]]) -> None:
+        """Tell a client that waits for an answer that the daemon is alive, and its state.
 
-        Not before it has read what it was sent: one whose caller is away is not to be taken for one
-        that does not read.
+        Not while earlier replies are unread: a client whose program is busy with something else
+        would collect heartbeats, and be closed as a slow reader.
         """
-        if not self.wants_signs or not self.in_flight or now - self._signed < _SIGN_EVERY:
+        if (
+            not self.wants_heartbeats
+            or not self.in_flight
+            or now - self._last_heartbeat < _HEARTBEAT
+        ):
             return
-        if self.channel.closed or fcntl.ioctl(self._socket, termios.TIOCOUTQ, _NOTHING) != _NOTHING:
+        if (
+            self.channel.closed
+            or fcntl.ioctl(self._socket, termios.TIOCOUTQ, _NOTHING_UNREAD) != _NOTHING_UNREAD
+        ):
             return
-        self._signed = now
+        self._last_heartbeat = now
         self.send(Reply(None, {"alive": {**describe(), "pid": os.getpid()}}))
 
     def _received(self, frame: Frame) -> None:

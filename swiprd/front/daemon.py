@@ -22,19 +22,20 @@ _DRAIN = 25.0  # seconds; systemd's TimeoutStopSec= is 30
 _FLUSH = 2.0  # seconds for clients to take their last replies
 _EXTEND = 30.0  # seconds asked for at a time while the model loads, or cannot be loaded
 _LOOK = 2.0  # seconds between looks whether settings that cannot be used have changed
-_LOCK_PATIENCE = 1.0  # seconds for a lock that somebody else holds; what is left then is stale
-_BEATS = 4  # signs of life in the time that the watchdog allows
+_LOCK_PATIENCE = 1.0  # seconds to wait for the socket's lock; after that the path is left there
+_BEATS = 4  # WATCHDOG=1 messages in the time that the watchdog allows
 
 
 class Daemon:
     """Runs the service and the server until it is told to stop, or is idle for long.
 
     Args:
-        own: the listeners are nobody else's: remove their paths when leaving.
+        own: no service manager holds the listeners: remove their paths when leaving.
         private: a client has started it for its user, and starts the next: leave when the model's
             folder is edited, and take the log along.
-        fault: what is wrong with the settings, which are not used then: all that is answered.
-        find_fault: gives what is wrong with them now.
+        fault: the error in the settings, if any: then no model is loaded, and this error is the
+            answer to every request.
+        find_fault: reads the settings again and gives the error in them now; empty: none.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Daemon:
         self._settings = settings
         self._listeners = listeners
         self._manager = manager
-        # The path of each, to be removed; empty where somebody else keeps the sockets.
+        # By listener: what its path was when it was bound. Empty where systemd keeps the sockets.
         self._own = {one: private_listener.mark(one) for one in listeners} if own else {}
         self._private = private
         self._fault = fault

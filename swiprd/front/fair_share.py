@@ -1,8 +1,9 @@
-"""Who of the clients is read next, so that one uid's flood does not keep another's waiting.
+"""Which client the front reads next, so that a flood from one uid does not delay other uids.
 
-The front is one thread: what it does for one client it does for nobody else meanwhile. Each uid
-has an allowance of its time. Who has used it up waits until the others have been heard; and while
-others ask, too, for several times as long as it had the front to itself.
+The front has one thread, and while it works for one client all others wait. Each uid has an
+account of the time that the front has spent on it. A uid that is over its allowance waits until
+the event loop has been through all sockets; and while other uids ask for something, too, until its
+debt has been paid off, at a fifth of a second for each second.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-_ALLOWANCE = 0.005  # seconds in one go: what everybody else may have to wait for one uid
+_ALLOWANCE = 0.005  # seconds in one go: for so long one uid may delay all others
 _SHARE = 0.2  # of the front's time that one uid gets while others ask: workers need the cores
-_LATELY = 1.0  # seconds for which somebody who has asked counts as asking
+_LATELY = 1.0  # seconds for which a uid counts as asking after it has asked
 
 
 class FairShare:
@@ -21,19 +22,19 @@ class FairShare:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._uids: dict[int, _Uid] = {}
+        self._uids: dict[int, _Account] = {}
 
     def join(self, uid: int) -> None:
         """Count a connection of this uid."""
-        self._uids.setdefault(uid, _Uid(self._loop.time())).connections += 1
+        self._uids.setdefault(uid, _Account(self._loop.time())).connections += 1
 
     def leave(self, uid: int) -> None:
-        """Count it no longer."""
-        one = self._uids[uid]
-        one.connections -= 1
-        if not one.connections:
-            if one.next is not None:
-                one.next.cancel()
+        """Count a connection less; forget a uid that has none."""
+        account = self._uids[uid]
+        account.connections -= 1
+        if not account.connections:
+            if account.next is not None:
+                account.next.cancel()
             del self._uids[uid]
 
     def ask(self, uid: int, work: Callable[[], None]) -> bool:
@@ -43,61 +44,61 @@ class FairShare:
             Whether it has been done. If not, it will be, once; the connection must not ask again
             before that. Work for a connection that is closed meanwhile has to do nothing.
         """
-        one = self._uids[uid]
-        one.asked = self._loop.time()
-        if one.waiting or self._debt(one) > _ALLOWANCE:
-            one.waiting.append(work)
-            if one.next is None:
-                self._call_next(one)
+        account = self._uids[uid]
+        account.asked = self._loop.time()
+        if account.waiting or self._debt(account) > _ALLOWANCE:
+            account.waiting.append(work)
+            if account.next is None:
+                self._call_next(account)
             return False
-        self._do(one, work)
+        self._do(account, work)
         return True
 
-    def _debt(self, one: _Uid) -> float:
+    def _debt(self, account: _Account) -> float:
         now = self._loop.time()
-        one.debt = max(0.0, one.debt - _SHARE * (now - one.at))
-        one.at = now
-        return one.debt
+        account.debt = max(0.0, account.debt - _SHARE * (now - account.at))
+        account.at = now
+        return account.debt
 
-    def _do(self, one: _Uid, work: Callable[[], None]) -> None:
+    def _do(self, account: _Account, work: Callable[[], None]) -> None:
         begun = self._loop.time()
         try:
             work()
         finally:
-            one.debt += self._loop.time() - begun
+            account.debt += self._loop.time() - begun
 
-    def _call_next(self, one: _Uid) -> None:
-        over = self._debt(one) - _ALLOWANCE
-        if over > 0 and self._others_ask(one):
-            one.next = self._loop.call_later(over / _SHARE, self._serve, one)
+    def _call_next(self, account: _Account) -> None:
+        over = self._debt(account) - _ALLOWANCE
+        if over > 0 and self._others_ask(account):
+            account.next = self._loop.call_later(over / _SHARE, self._serve, account)
         else:
-            one.debt = 0.0  # alone: what comes next in the loop is all that has to be heard first
-            one.next = self._loop.call_soon(self._serve, one)
+            account.debt = 0.0  # no other uid asks: one turn of the loop is all it has to wait
+            account.next = self._loop.call_soon(self._serve, account)
 
-    def _others_ask(self, one: _Uid) -> bool:
+    def _others_ask(self, account: _Account) -> bool:
         since = self._loop.time() - _LATELY
-        return any(other.asked > since for other in self._uids.values() if other is not one)
+        return any(other.asked > since for other in self._uids.values() if other is not account)
 
-    def _serve(self, one: _Uid) -> None:
-        one.next = None
+    def _serve(self, account: _Account) -> None:
+        account.next = None
         try:
-            while one.waiting and self._debt(one) <= _ALLOWANCE:
-                self._do(one, one.waiting.popleft())
+            while account.waiting and self._debt(account) <= _ALLOWANCE:
+                self._do(account, account.waiting.popleft())
         finally:
-            if one.waiting and one.next is None and one.connections:
-                self._call_next(one)
+            if account.waiting and account.next is None and account.connections:
+                self._call_next(account)
 
 
-class _Uid:
-    """One uid.
+class _Account:
+    """The account of one uid.
 
     Attributes:
-        connections: how many it has.
-        asked: loop time when one of them last did.
-        debt: seconds of the front's time that it has had, less what has been forgiven since.
-        at: loop time when that was reckoned.
-        waiting: what its connections wait to have done, in the order in which they asked.
-        next: when the first of that will be done.
+        connections: how many the uid has.
+        asked: loop time when one of them last asked for work.
+        debt: seconds that the front has worked for the uid and that are not paid off yet.
+        at: loop time as of which `debt` is right.
+        waiting: the work that its connections have asked for, in that order.
+        next: the loop's call that will do the first of it; None while none is scheduled.
     """
 
     def __init__(self, now: float) -> None:

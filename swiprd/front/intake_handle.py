@@ -193,7 +193,7 @@ class Identify:
         self.attachment.arrive(self._memfd, None)
 
 
-class Bury:
+class CloseSockets:
     """An order: close clients' sockets, with what waits in them."""
 
     moot = False
@@ -207,7 +207,7 @@ class Bury:
         """Give it to an intake, whose descriptors are the last then."""
         self._left = len(self.sockets)
         for sock in self.sockets:
-            channel.send(encode({"op": "bury", "ticket": self.ticket}), sock.fileno())
+            channel.send(encode({"op": "close_socket", "ticket": self.ticket}), sock.fileno())
             sock.close()
 
     def done(self) -> bool:
@@ -221,7 +221,7 @@ class Bury:
             sock.close()
 
 
-Order = Take | Discard | Identify | Bury
+Order = Take | Discard | Identify | CloseSockets
 
 
 class Handle:
@@ -245,7 +245,7 @@ class Handle:
         try:
             self._pid = os.fork()
             if self._pid == 0:
-                process.become(theirs, parent, limit)
+                process.run_intake(theirs, parent, limit)
             self._pidfd = os.pidfd_open(self._pid)
         except OSError:
             ours.close()
@@ -289,7 +289,7 @@ class Handle:
             assert isinstance(order, Take)
             order.progressed()
             return
-        if isinstance(order, Bury) and not order.done():
+        if isinstance(order, CloseSockets) and not order.done():
             return
         self._order = None
         identity = Identity(fields["size"], fields["key"]) if "key" in fields else None
@@ -305,7 +305,7 @@ class Handle:
                 order.done(frame.attachment, identity, fields["copied"])
             case Identify():
                 order.done(identity)
-            case Bury():
+            case CloseSockets():
                 pass
         self._on_free()
 

@@ -19,7 +19,16 @@ from itertools import count
 
 from swiprctl.errors import Overloaded, SwiprError
 from swiprd.front.byte_budget import ByteBudget
-from swiprd.front.intake_handle import Bury, Discard, Handle, Identify, Message, Order, Share, Take
+from swiprd.front.intake_handle import (
+    CloseSockets,
+    Discard,
+    Handle,
+    Identify,
+    Message,
+    Order,
+    Share,
+    Take,
+)
 from swiprd.system.attachment import Attachment
 from swiprd.system.log import log
 from swiprd.system.memfd import sealed_memfd
@@ -109,13 +118,13 @@ class Intakes:
         self._submit(_OWN, order)
         return order.attachment
 
-    def bury(self, uid: int, sock: socket.socket) -> None:
+    def close_socket(self, uid: int, sock: socket.socket) -> None:
         """Close a client's socket. What it has sent and nobody has read may carry descriptors,
         whose last close that is: then an intake closes it."""
         with suppress(OSError):  # it may have left
             sock.shutdown(socket.SHUT_RDWR)
         if _unread(sock):
-            self._submit(("sockets", uid), Bury(next(self._tickets), sock))
+            self._submit(("sockets", uid), CloseSockets(next(self._tickets), sock))
         else:
             sock.close()
 
@@ -151,7 +160,7 @@ class Intakes:
             free = next((handle for handle in handles if not handle.busy), None)
             if free is not None:
                 order = waiting.popleft()
-                if isinstance(order, Bury):
+                if isinstance(order, CloseSockets):
                     _fill(order, waiting)
                 free.give(order)
             elif not handles:
@@ -194,11 +203,11 @@ class Intakes:
         self._go_on(key)
 
 
-def _fill(order: Bury, waiting: deque[Order]) -> None:
+def _fill(order: CloseSockets, waiting: deque[Order]) -> None:
     """Have one order close all sockets that wait behind it, up to a batch."""
     while waiting and len(order.sockets) < _BATCH:
         following = waiting[0]
-        if not isinstance(following, Bury):
+        if not isinstance(following, CloseSockets):
             return
         order.sockets += following.sockets
         waiting.popleft()

@@ -1,7 +1,7 @@
-"""Whose a uid is: a user's subordinate uids, subuid(5), have that user's share of everything.
+"""Which user a uid counts as: the subordinate uids of a user, subuid(5), share that user's share.
 
-Whoever has 65,536 uids would else have as many shares. Only local files are read, and no name
-service is asked: it might not answer. A line that cannot be meant is left out.
+Otherwise a user with 65,536 subordinate uids would have as many shares. Only local files are read,
+and no name service is asked: it might not answer. Malformed lines are skipped.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Range:
 
 
 class Owners:
-    """Knows them as of the last `refresh()`."""
+    """The ranges of subordinate uids, as of the last `refresh()`."""
 
     def __init__(self) -> None:
         self._marks: tuple[Mark | None, Mark | None] | None = None
@@ -54,7 +54,8 @@ class Owners:
         self._starts = [one.start for one in self._ranges]
 
     def of(self, uid: int) -> int:
-        """The uid whose share this one has; mostly its own. Who has a name is nobody's."""
+        """Return the uid that this uid counts as: itself, unless it lies in a range of subordinate
+        uids and has no name in passwd(5)."""
         at = bisect_right(self._starts, uid) - 1
         if at < 0 or uid >= self._ranges[at].end or uid in self._named:
             return uid
@@ -110,7 +111,7 @@ def _number(text: str) -> int | None:
 
 
 def _mark(file: Path) -> Mark | None:
-    """What changes when the file does."""
+    """Return values of which one changes when the file does; None where there is no file."""
     try:
         stat = file.stat()
     except OSError:

@@ -1,8 +1,8 @@
 """Images that hung or crashed their worker, remembered for a while and refused meanwhile. Pure.
 
-Without this, whoever tries such an image again and again keeps workers occupied until deadlines
-and has them killed, over and over. An image is known by its identity (see recognition.py), of
-which only the size is looked at here. What is remembered is bounded in number and in time.
+Without this, a client that sends such an image again and again would keep workers busy until their
+deadline and have them killed, over and over. An image is known by its identity (see
+intake/recognition.py). The number of images and the time for which each is remembered are bounded.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class Poison:
 
         Args:
             error: what its sender was told.
-            ran: seconds that it had in a worker, in vain: who gives it much longer may try.
+            ran: seconds that it ran in a worker without an answer: a request that gives it much
+                longer is let through.
         """
         if not self.seconds:
             return
@@ -68,7 +69,7 @@ class Poison:
             self.remember(image, DeadlineExceeded("it may hang"), now, ran=0.0)  # never told
 
     def suspects(self, image: Identity, now: float) -> bool:
-        """Whether an image is known for something."""
+        """Whether an image is remembered, as a suspect or for worse."""
         entry = self._entries.get(image)
         return entry is not None and now < entry.until
 
@@ -77,7 +78,7 @@ class Poison:
         self._forget(image)
 
     def recall(self, image: Identity, now: float, *, patience: float) -> SwiprError | None:
-        """Give what a request for this image is told at once; None where it may be tried.
+        """Return the error for a request with this image; None where the image may be tried.
 
         Args:
             patience: seconds that the request has left.

@@ -1,4 +1,4 @@
-"""Jobs that wait, in turns by uid: next is the uid whose last turn is longest ago. Pure."""
+"""A queue of jobs in which the uids take turns: next is the one whose turn is longest ago. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from swiprd.pool.job import Job
 
-_TURNS_KEPT = 1024  # uids whose last turn is remembered; who is forgotten goes first
+_TURNS_KEPT = 1024  # uids whose last turn is remembered; a forgotten uid goes first
 
 
 class RoundRobin:

@@ -1,7 +1,7 @@
 """Accepts clients and owns their sockets: bytes in, requests to the service, replies out.
 
-It opens no path, decodes no image and waits for nobody: each limit on a peer's manners is kept by
-one sweep over the connections. What a client may do is decided by SO_PEERCRED alone.
+It opens no path, decodes no image and never blocks. The limits on slow and silent clients are
+enforced by one sweep over all connections. SO_PEERCRED alone decides what a client may do.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from swiprd.system.attachment import Attachment
 from swiprd.system.log import log
 
 _UCRED = struct.Struct("3i")  # pid, uid, gid: unix(7)
-_SWEEP = 0.25  # seconds between looks at slow peers: what a limit on them may be late by
+_SWEEP = 0.25  # seconds between two sweeps: a limit may be enforced so much later
 _ACCEPTS = 16  # connections taken in one go, so that a flood of them does not starve the rest
-_QUESTIONS = 16  # that may wait on a connection: images have the queue's limit, these have none
+_QUESTIONS = 16  # ping, reload and model requests of one connection; images have the queue's limit
 _NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _ACCEPT_PAUSE = 0.5  # seconds, when there are no descriptors left
 
@@ -120,7 +120,7 @@ class Server:
             sock.setblocking(False)
             with contextlib.suppress(OSError):  # it may have left
                 sock.send(Reply(None, None, full).encode())
-            self.intakes.bury(uid, sock)
+            self.intakes.close_socket(uid, sock)
             return
         self.shares.join(uid)
         # Bytes "out of band" could carry a descriptor past the look ahead at those in the band.
@@ -149,7 +149,7 @@ class Server:
         now = self._loop.time()
         limits = self._settings
         for connection in list(self._connections):
-            connection.show_life(now, self._service.model.status)
+            connection.send_heartbeat(now, self._service.model.status)
             channel = connection.channel
             silent = 0.0 if channel.due or channel.taking else now - channel.last_read
             if channel.unsent and now - channel.last_write > limits.slow_reader:
@@ -166,7 +166,7 @@ class Server:
     # --- what connections ask for
 
     def forget(self, connection: Connection) -> None:
-        """A connection is closed: what it waits for need not be done."""
+        """A connection is closed: drop its waiting requests."""
         self._connections.discard(connection)
         self.shares.leave(connection.uid)
         self._service.cancel(connection)
@@ -183,7 +183,7 @@ class Server:
             return
         try:
             request = Request.parse(frame.fields)
-            connection.wants_signs |= bool(request.alive)
+            connection.wants_heartbeats |= bool(request.alive)
             if identity in connection.in_flight:
                 raise BadRequest(f"id {identity} is in use: its request has no answer yet")
             if attachment is not None and (request.op != "predict" or request.image is not None):
@@ -208,7 +208,7 @@ class Server:
                 connection.questions += 1
                 self._spawn(self._inquire(connection, identity, request.op))
                 return
-            # At once: so many answers that nobody reads stop the reading of further questions.
+            # At once, without a count: unread replies stop the reading of further requests.
             connection.answer(identity, self._describe(request.op))
         except SwiprError as error:
             connection.send(Reply(identity, None, error))
@@ -245,7 +245,7 @@ class Server:
 
     def _inline(self, uid: int, request: Request) -> Attachment:
         if request.image is None:
-            # The client knows it by its first words, and sends bytes.
+            # The client recognises this error by its first words, and sends bytes instead.
             raise BadRequest(
                 "no image came with the request: neither a descriptor nor bytes"
                 " (descriptors do not pass through ssh; bytes do)"

@@ -1,4 +1,7 @@
-"""What `status` answers, put together from those who know. Times are in seconds."""
+"""The fields of `status`, gathered from queue, counters and processes. Times are in seconds.
+
+`swiprctl.client.Client.status` documents each.
+"""
 
 from __future__ import annotations
 

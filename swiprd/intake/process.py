@@ -18,7 +18,7 @@ another all else, which is over some time. From the front, as frames of the wire
     {op: identify, ticket} + memfd      tell which image a memfd of the front's is
     {op: drop, ticket}                  close the duplicate
     {op: leave}                         leave, unless a close is under way
-    {op: bury, ticket} + socket         close a client's socket, in which there may be descriptors
+    {op: close_socket, ticket} + socket close a client's socket, in which there may be descriptors
 To the front:
     {ticket, received: true}            the client's socket can be read again; the file takes longer
     {ticket, copied, size, key} + descriptor    the image, the bytes of memory that it takes where
@@ -78,7 +78,7 @@ _LOCAL = frozenset(
 and have nothing to say when a descriptor that is not the last is closed."""
 
 
-def become(front: socket.socket, parent: int, limit: int) -> NoReturn:
+def run_intake(front: socket.socket, parent: int, limit: int) -> NoReturn:
     """Be the intake, in a process just forked from the front. Never returns.
 
     Args:
@@ -130,7 +130,7 @@ class Intake:
                     self._attempt(fields["ticket"], self._identify, descriptor)
                 case "drop":
                     self._closer.close(self._kept.pop(fields["ticket"]))
-                case "bury" if descriptor is not None:
+                case "close_socket" if descriptor is not None:
                     closed = functools.partial(self._tell, {"ticket": fields["ticket"]})
                     self._closer.close(descriptor, closed)
                 case "leave":

@@ -1,8 +1,8 @@
-"""Which image is behind a descriptor, told without decoding it.
+"""The identity of the image behind a descriptor, without decoding it.
 
-A file is known by where it lies and when it changed; a file in memory that is sealed is known by
-its bytes, as each sending of the same picture is a new memfd. Runs in an intake: it reads, and may
-ask a file system that never answers.
+A file is identified by its device, inode, size and time of change; a sealed memfd by a digest of
+its bytes, as each sending of the same picture makes a new memfd. Runs in an intake, since it reads
+and may ask a file system that never answers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def recognise(descriptor: int, limit: int) -> Identity | None:
     """Tell which image this is; None where that cannot be told.
 
     Args:
-        limit: bytes of the largest image. A larger file is nobody's image.
+        limit: bytes of the largest image. A larger file is refused anyway, and gets no identity.
     """
     try:
         info = statx(descriptor)

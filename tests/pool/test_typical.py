@@ -82,4 +82,8 @@ class TestHaste:
         haste = ShortDeadlines()
         for uid in range(5000):
             haste.killed(uid, 0.01, 0.02, 0.0)
-        assert len(haste._rows) == 1024
+        for uid in (0, 4999):
+            haste.killed(uid, 0.01, 0.02, 0.0)
+            haste.killed(uid, 0.01, 0.02, 0.0)
+        assert haste.wait(0, 0.02, 0.0) == 0.0, "its first kill is forgotten"
+        assert haste.wait(4999, 0.02, 0.0) > 0.0
