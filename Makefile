@@ -1,5 +1,6 @@
 # make demo   predictions on the sample photographs, from nothing
-# make test   the whole suite, in TEST_JOBS=2 processes
+# make test   the suite but for what takes long, in TEST_JOBS=2 processes
+# make test-all  the whole suite, as CI runs it
 # make lint   ruff and strict mypy
 # make deb    the Debian packages, into dist/ (as root)
 # make e2e    the packages on a Debian 13 with a real systemd (as root); STEPS="1 6" for some of it
@@ -14,12 +15,15 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint .ci/constraints.txt
 INPUTS := pyproject.toml .ci/constraints.txt
 
-.PHONY: demo test lint deb e2e bench campaign clean
+.PHONY: demo test test-all lint deb e2e bench campaign clean
 
 demo: $(VENV)/.daemon
 	@$(BIN)/python tests/demo.py
 
 test: $(VENV)/.test
+	$(BIN)/python -m pytest -m 'not long' --numprocesses $(TEST_JOBS) --dist worksteal $(TEST_ARGS)
+
+test-all: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist worksteal $(TEST_ARGS)
 
 lint: $(VENV)/.lint

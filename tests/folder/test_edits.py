@@ -20,7 +20,7 @@ from modelfolders import make_folder, photo
 from swiprctl import Client
 from swiprd.folder.edits import Edits
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.timeout(240), pytest.mark.long]
 
 EDITS = int(os.environ.get("SWIPR_TEST_EDITS", "3"))
 """Each costs a start of a daemon, seconds."""

@@ -33,6 +33,7 @@ AT_ONCE = 24
 LATE = 1.5  # seconds: more than the daemon waits for a close before it goes on without
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.timeout(120),
     pytest.mark.skipif(not fuseserver.possible(), reason="takes root and /dev/fuse"),
 ]

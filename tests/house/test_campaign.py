@@ -12,7 +12,8 @@ from campaign.outcome import Outcome, table
 SHORT = 0.01
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.long
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_it_holds_in_short(name: str) -> None:
     outcome = import_module(f"campaign.{name}").run(SHORT, 1)

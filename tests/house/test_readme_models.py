@@ -20,7 +20,7 @@ from imagefiles import encoded, picture
 from swiprctl import Client
 from swiprd.__main__ import main
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.long]
 
 README = (Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8")
 CHAPTER = README.partition("\n## Bring your own model\n")[2].partition("\n## ")[0]

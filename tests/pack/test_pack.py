@@ -473,6 +473,7 @@ CLASSIFIERS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_every_classifier_packs_loads_and_answers(pack: Pack, tmp_path: Path, name: str) -> None:
@@ -650,6 +651,7 @@ class TestPrograms:
         pack.made(tmp_path / "model.pt2", "--architecture", "export", "--labels", "a,b,c")
 
 
+@pytest.mark.long
 class TestTimm:
     """Item 9."""
 
