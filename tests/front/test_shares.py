@@ -6,7 +6,6 @@ Real uids, on real sockets: a connection has the effective uid of whoever made i
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
