@@ -35,7 +35,8 @@ class _Parser(argparse.ArgumentParser):
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         """Leave, once what was printed (--help, --version) has got through."""
         try:
-            console.put(b"")
+            if not status:  # else nothing was printed there
+                console.put(b"")
         except console.OutputFailed as error:
             status = error.status
             message = None if error.unread else f"{self.prog}: {error}\n"

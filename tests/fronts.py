@@ -11,6 +11,7 @@ import socket
 import termios
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from daemonprocess import PATIENCE, DaemonProcess, Peer, as_uid
@@ -64,6 +65,18 @@ def narrow_while_full(daemon: DaemonProcess, peer: Peer) -> DaemonProcess:
             return peer.ask("status").fields
 
     return View()
+
+
+@contextlib.contextmanager
+def connected(path: Path, uid: int) -> Iterator[Peer]:
+    """A connection of another uid."""
+    os.seteuid(uid)
+    try:
+        peer = Peer(path)
+    finally:
+        os.seteuid(0)
+    with peer:
+        yield peer
 
 
 @contextlib.contextmanager

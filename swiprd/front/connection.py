@@ -80,6 +80,11 @@ class Connection:
             items=_REQUEST_ITEMS,
         )
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is to be answered, and every answer is read."""
+        return not self.in_flight and not self.channel.unsent
+
     def answer(self, identity: int, outcome: Outcome) -> None:
         """Answer a request in flight."""
         self.in_flight.discard(identity)

@@ -14,7 +14,7 @@ from swiprd.config import Settings
 from swiprd.front.server import Server
 from swiprd.front.service import Service
 from swiprd.pool.model_manager import Phase
-from swiprd.system import private_listener
+from swiprd.system import limits, private_listener
 from swiprd.system.log import log
 from swiprd.system.systemd import Manager
 
@@ -32,7 +32,8 @@ class Daemon:
     Args:
         own: no service manager holds the listeners: remove their paths when leaving.
         private: a client has started it for its user, and starts the next: leave when the model's
-            folder is edited, and take the log along.
+            folder is edited, and take the log along. Leave, too, when the model cannot be loaded,
+            as the next may not have the limits of this one; then the log stays.
         fault: the error in the settings, if any: then no model is loaded, and this error is the
             answer to every request.
         find_fault: reads the settings again and gives the error in them now; empty: none.
@@ -59,6 +60,7 @@ class Daemon:
         self._find_fault = find_fault
         self._stop = asyncio.Event()
         self._was_ready = False
+        self._failed = False  # for good: see `private`
         self._in_reload = False
         self._again = False
 
@@ -72,6 +74,7 @@ class Daemon:
         service = Service(self._settings, self._phase, self._reloads, fault=self._fault)
         if self._private:
             service.model.edits.on_edit = self._stop.set
+            service.model.limits = limits.describe()
         server = Server(self._listeners, service, self._settings)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
@@ -95,7 +98,7 @@ class Daemon:
         await server.flush(_FLUSH)
         server.close()
         await service.close()
-        if self._private:
+        if self._private and not self._failed:
             for path in paths:
                 private_listener.remove_log(path)
         if not self._again:
@@ -123,6 +126,9 @@ class Daemon:
             case Phase.FAILED:
                 log.error("%s", line)
                 self._manager.status(line)
+                if self._private and not self._was_ready:
+                    self._failed = True
+                    self._stop.set()  # those who wait are told why before it is heard
             case Phase.DRAINING if not self._again:
                 log.info("leaving: %s", line)
                 self._manager.stopping(line)

@@ -12,7 +12,6 @@ import errno
 import os
 import socket
 import struct
-from collections import Counter
 from collections.abc import Coroutine
 from typing import Any
 
@@ -24,6 +23,7 @@ from swiprd.front.connection import HIGH_WATER, Connection
 from swiprd.front.fair_share import FairShare
 from swiprd.front.intakes import Intakes
 from swiprd.front.owners import Owners
+from swiprd.front.places import Places
 from swiprd.front.service import Outcome, Service
 from swiprd.system.attachment import Attachment
 from swiprd.system.log import log
@@ -47,6 +47,7 @@ class Server:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._connections: set[Connection] = set()
+        self._places = Places(settings.connections, {0, os.geteuid()})
         self.shares = FairShare()
         self._owners = Owners()
         self.budget = ByteBudget(settings.max_inline)
@@ -115,7 +116,7 @@ class Server:
             sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         )
         uid = self._owners.of(uid)
-        if len(self._connections) >= self._settings.connections and not self._make_room():
+        if not self._places.has_one(uid, self._connections) and not self._make_room(uid):
             full = Overloaded(f"{len(self._connections)} clients are connected already", 1.0)
             sock.setblocking(False)
             with contextlib.suppress(OSError):  # it may have left
@@ -127,20 +128,15 @@ class Server:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         self._connections.add(Connection(self, sock, uid))
 
-    def _make_room(self) -> bool:
-        """Close the connection that has been idle longest, of the uid that has the most.
-
-        One that has sent a part of a request goes only where there is no other: it is not idle,
-        but it must not be able to stay for good by sending a byte now and then either.
-        """
-        idle = [c for c in self._connections if not c.in_flight and not c.channel.unsent]
-        if not idle:
+    def _make_room(self, uid: int) -> bool:
+        """Close a connection for a newcomer of this uid, if there is any that has to go."""
+        victim = self._places.choose(uid, self._connections)
+        if victim is None:
             return False
-        held = Counter(c.uid for c in self._connections)
-        victim = min(
-            idle, key=lambda c: (-held[c.uid], c.channel.decoder.mid_frame, c.channel.last_read)
-        )
-        victim.channel.close()
+        if victim.idle:
+            victim.channel.close()
+        else:  # its client sends again what has no answer yet
+            victim.channel.refuse(Overloaded("others have fewer connections: make fewer", 1.0))
         return True
 
     def _sweep(self) -> None:

@@ -65,6 +65,8 @@ class ModelManager:
         pools: those that have processes, with those that drain after a reload.
         reason: a line for people on `phase`.
         reload_error: why the last reload failed; empty where it did not.
+        limits: those that the daemon was started under, which a failure may be due to; empty where
+            there are none, or nobody is to be told.
         edits: whether requests notice that the folder has been edited; else only a reload does.
     """
 
@@ -95,6 +97,7 @@ class ModelManager:
         self.phase = Phase.LOADING
         self.reason = ""
         self.reload_error = ""
+        self.limits = ""
         self.edits = Edits(settings.model)
 
     def start(self) -> None:
@@ -225,7 +228,8 @@ class ModelManager:
         """Say why there is no model, and try again when its files change, or after a while."""
         while True:
             self.edits.settle()
-            self._enter(Phase.FAILED, f"the model cannot be loaded: {error}")
+            limited = f" (the daemon was started with at most {self.limits})" if self.limits else ""
+            self._enter(Phase.FAILED, f"the model cannot be loaded: {error}{limited}")
             self._court.refuse_waiting(LoadingFailed(self.reason, RETRY))
             seen = signature(self._settings.model)
             until = self._loop.time() + RETRY

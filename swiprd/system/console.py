@@ -76,7 +76,7 @@ def put(data: str | bytes) -> None:
         OutputFailed: they did not get through. What is printed from then on goes nowhere.
     """
     if sys.stdout is None:
-        return
+        raise OutputFailed(OSError("it is closed"))
     try:
         if isinstance(data, bytes):
             sys.stdout.flush()

@@ -210,6 +210,7 @@ def test_a_forward_pass_that_fails(spoilt: Path, capfd: pytest.CaptureFixture[st
     [
         ("utf-8", "/dev/full", 74, "swiprd: standard output: No space left on device\n"),
         ("utf-8", "nobody", 141, ""),
+        ("utf-8", "closed", 74, "swiprd: standard output: it is closed\n"),
         ("latin-1", os.devnull, 0, ""),
     ],
 )
@@ -222,10 +223,13 @@ def test_an_output_that_does_not_take_it(
         reading, writing = os.pipe()
         os.close(reading)
     else:
-        writing = os.open(sink, os.O_WRONLY)
+        writing = os.open(os.devnull if sink == "closed" else sink, os.O_WRONLY)
     with open(writing, "wb") as output:
         ended = subprocess.run(
-            [sys.executable, "-P", "-m", "swiprd", "check", spoilt, "--device", "cpu"],
+            [
+                *("sh", "-c", f'exec "$0" "$@" {">&-" if sink == "closed" else ""}'),
+                *(sys.executable, "-P", "-m", "swiprd", "check", spoilt, "--device", "cpu"),
+            ],
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": encoding},
             stdout=output,
             stderr=subprocess.PIPE,

@@ -45,6 +45,15 @@ def swiprd(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProc
     )
 
 
+def with_output_closed(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["sh", "-c", 'exec "$0" -P -m swiprd "$@" >&-', sys.executable, *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=30,
+    )
+
+
 def complaint(status: int, *arguments: str) -> str:
     """The one line that a command line is refused with."""
     ended = swiprd(*arguments)
@@ -117,6 +126,16 @@ class TestUsage:
             )
         assert ended.returncode == 74
         assert ended.stderr == "swiprd pack: standard output: No space left on device\n"
+
+    @pytest.mark.parametrize("option", ["--version", "--help"])
+    def test_what_is_asked_for_with_the_output_closed(self, option: str) -> None:
+        ended = with_output_closed(option)
+        assert ended.returncode == 74
+        assert ended.stderr.endswith("swiprd: standard output: it is closed\n")
+
+    def test_a_mistake_with_the_output_closed(self) -> None:
+        ended = with_output_closed("nonsense")
+        assert (ended.returncode, ended.stderr.count("\n")) == (USAGE, 1)
 
     @pytest.mark.parametrize("unbuffered", ["1", ""])
     def test_help_of_which_a_part_gets_through(self, tmp_path: Path, unbuffered: str) -> None:

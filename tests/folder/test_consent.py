@@ -139,6 +139,17 @@ class TestAStrangersFolder:
         with daemon.connect() as peer:
             assert peer.ask(image=photos[0]).error is None
 
+    def test_what_could_not_be_shown_is_not_trusted(self, stranger: Path) -> None:
+        ended = subprocess.run(
+            ["sh", "-c", 'exec "$0" -P -m swiprd trust "$1" >&-', sys.executable, stranger],
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=PATIENCE,
+        )
+        words = "swiprd trust: standard output: it is closed\n"
+        assert (ended.stderr, ended.returncode) == (words, 74)
+        assert trusted_programs.read() == frozenset()
+
     def test_what_is_changed_afterwards_is_not_trusted(self, stranger: Path) -> None:
         run("trust", stranger)
         load_model(load_spec(stranger))

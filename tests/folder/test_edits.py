@@ -43,9 +43,10 @@ class Desk:
         fresh.write_text(re.sub(r'(?m)^name = ".*"$', f'name = "{name}"', file.read_text()))
         fresh.rename(file)
 
-    def ask(self, *more: str) -> subprocess.Popen[str]:
+    def ask(self, *more: str, limits: str = ":") -> subprocess.Popen[str]:
         return subprocess.Popen(
             [
+                *("sh", "-c", f'{limits}; exec "$0" "$@"'),
                 *(sys.executable, "-P", "-m", "swiprctl", "--model", f"{self.model}/"),
                 *("predict", "--with-model", str(self.photo), *more),
             ],
@@ -54,9 +55,9 @@ class Desk:
             text=True,
         )
 
-    def answer(self) -> tuple[str, str, int]:
+    def answer(self, limits: str = ":") -> tuple[str, str, int]:
         """The name of the model that answered, what was complained of, and the exit status."""
-        client = self.ask()
+        client = self.ask(limits=limits)
         out, err = client.communicate(timeout=PATIENCE * 3)
         return out.partition("@")[0], err, client.returncode
 
@@ -115,6 +116,31 @@ def test_a_mistake_is_told_to_the_next_and_its_repair_is_taken(desk: Desk) -> No
     (desk.model / "labels.txt").write_text(good)
     assert desk.answer() == ("tiny", "", 0)
     wait_until(lambda: len(desk.daemons()) == 1, "all but the last have left")
+
+
+@pytest.mark.parametrize(
+    ("limit", "name"), [("-f 10", "RLIMIT_FSIZE"), ("-t 1", "RLIMIT_CPU"), ("-v 600000", "_AS")]
+)
+def test_limits_of_the_shell_that_started_it_hold_nobody_else_up(
+    desk: Desk, limit: str, name: str
+) -> None:
+    out, err, status = desk.answer(f"ulimit {limit}")
+    assert (out, status) == ("", 75)
+    assert name in err
+    assert desk.answer() == ("tiny", "", 0)
+    wait_until(lambda: len(desk.daemons()) == 1, "the one that failed has left")
+
+
+def test_all_who_wait_for_a_model_that_cannot_be_loaded_are_told(desk: Desk) -> None:
+    (desk.model / "labels.txt").write_text("")
+    for client in [desk.ask() for _ in range(4)]:
+        _, err = client.communicate(timeout=PATIENCE * 3)
+        assert client.returncode == 75
+        assert f"{desk.model}/labels.txt" in err
+        assert "ulimit" not in err
+    wait_until(lambda: not desk.daemons(), "each that failed has left")
+    (log,) = desk.files()
+    assert "labels.txt" in (desk.runtime / "swipr" / log).read_text()
 
 
 def test_many_at_once_while_it_is_edited(desk: Desk) -> None:

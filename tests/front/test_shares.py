@@ -6,14 +6,13 @@ Real uids, on real sockets: a connection has the effective uid of whoever made i
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import StartDaemon
 from daemonprocess import DaemonProcess, Peer, open_to_all
-from fronts import as_root
+from fronts import as_root, connected
 from vitals import held
 
 from swiprctl.errors import Overloaded
@@ -30,18 +29,6 @@ import pathlib
 import swiprd.front.owners
 swiprd.front.owners.SUBUID = pathlib.Path({subuid!r})
 """
-
-
-@contextlib.contextmanager
-def connected(path: Path, uid: int) -> Iterator[Peer]:
-    """A connection of another uid."""
-    os.seteuid(uid)
-    try:
-        peer = Peer(path)
-    finally:
-        os.seteuid(0)
-    with peer:
-        yield peer
 
 
 @pytest.fixture
