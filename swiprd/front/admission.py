@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from swiprctl.errors import DeadlineExceeded, Overloaded
+from swiprctl.protocol import DEFAULT_TIMEOUT
+from swiprd.front.quickest import QuickestImage
 from swiprd.front.round_robin import RoundRobin
 from swiprd.front.short_deadlines import ShortDeadlines
 from swiprd.pool.job import Job
@@ -28,9 +30,15 @@ class Admission:
     Args:
         limit: places.
         privileged: uids for which some places are reserved: root's, and the daemon's own.
+        usual: seconds that a request has which names no timeout.
     """
 
-    def __init__(self, limit: int, privileged: Collection[int] = (0,)) -> None:
+    def __init__(
+        self,
+        limit: int,
+        privileged: Collection[int] = (0,),
+        usual: float = DEFAULT_TIMEOUT,
+    ) -> None:
         self.limit = limit
         self._privileged = frozenset(privileged)
         self._fresh = RoundRobin()
@@ -38,7 +46,7 @@ class Admission:
         self._held: dict[int, int] = {}  # by uid, waiting and running
         self._total = 0
         self._interval = Typical(_LEAST)  # seconds between two answers while there is work
-        self._quickest = 0.0  # seconds that the quickest image of all took; 0: not known yet
+        self._quickest = QuickestImage(usual)
         self._short_deadlines = ShortDeadlines()
         self.refused = 0
 
@@ -60,7 +68,7 @@ class Admission:
         """Let a job wait. Return the job that has to make room for it, if one has to.
 
         Raises:
-            DeadlineExceeded: no image has ever been answered within the time that this one has.
+            DeadlineExceeded: any image takes longer than the time that this one has.
             Overloaded: the queue is full, or the job cannot be answered within its deadline.
         """
         self._check_time(job, now)
@@ -117,7 +125,7 @@ class Admission:
         """A running job has ended, with an answer or an error."""
         self._count(job.uid, -1)
 
-    def served(self, job: Job, share: float, alone: float | None = None) -> None:
+    def served(self, job: Job, share: float, *, now: float, alone: float | None = None) -> None:
         """Learn from an answer.
 
         Args:
@@ -125,22 +133,30 @@ class Admission:
             alone: seconds that the job ran while no other job did; None if one did.
         """
         self._interval.learn(share)
-        if alone is not None and (not self._quickest or alone < self._quickest):
-            self._quickest = alone
+        if now > job.deadline:
+            return
+        if alone is not None:
+            self._quickest.learn(alone)
         self._short_deadlines.answered(job.uid)
+
+    def checked(self, seconds: float) -> None:
+        """Learn from a health check, which took so long in its worker."""
+        self._quickest.learn(seconds)
 
     def killed(self, job: Job, now: float) -> None:
         """Learn from a running job whose deadline has passed."""
         self._short_deadlines.killed(job.uid, now - job.started, job.deadline - job.arrived, now)
 
     def too_late(self, job: Job, now: float) -> bool:
-        """Whether no image has ever been answered within the time that this job has left."""
-        return now + self._quickest > job.deadline
+        """Whether any image takes longer than the time that this job has left."""
+        return now + self._quickest.seconds > job.deadline
 
-    def new_model(self) -> None:
-        """Forget what images took: another model answers from now on."""
+    def new_model(self, seconds: float) -> None:
+        """Forget what images took: another model answers from now on, and its health check took
+        so long."""
         self._interval = Typical(_LEAST)
-        self._quickest = 0.0
+        self._quickest.forget()
+        self._quickest.learn(seconds)
 
     def by_uid(self) -> dict[int, int]:
         """Requests waiting or running, by uid."""
@@ -150,7 +166,7 @@ class Admission:
         given = job.deadline - now
         ahead = self._ahead(job.uid)
         wait = ahead * self._interval.seconds
-        if wait and now + wait + self._quickest > job.deadline:
+        if wait and now + wait + self._quickest.seconds > job.deadline:
             self.refused += 1
             raise Overloaded(
                 f"{ahead} requests go first, which takes about {wait:.1f} s:"
@@ -160,8 +176,8 @@ class Admission:
         if self.too_late(job, now):
             self.refused += 1
             raise DeadlineExceeded(
-                f"not tried: it gives {given:.3g} s, and the quickest image so far took"
-                f" {self._quickest:.3g} s"
+                f"not tried: it gives {given:.3g} s, and even a small image takes"
+                f" {self._quickest.seconds:.3g} s: give more"
             )
         if (wait := self._short_deadlines.wait(job.uid, given, now)) > 0.0:
             self.refused += 1

@@ -57,7 +57,8 @@ class Service:
     ) -> None:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
-        self._admission = Admission(settings.queue, {0, os.geteuid()})
+        usual = min(settings.timeout, settings.ceiling)
+        self._admission = Admission(settings.queue, {0, os.geteuid()}, usual)
         self._deadlines = Deadlines(settings.timeout, settings.ceiling, self._expire)
         self._ids = count(1)
         self._jobs: set[Job] = set()
@@ -206,7 +207,7 @@ class Service:
     def answered(self, job: Job, row: Row, model: str, share: float, alone: float | None) -> None:
         """See `pool.Owner`."""
         self.last_answer = self._loop.time()
-        self._admission.served(job, share, alone)
+        self._admission.served(job, share, now=self.last_answer, alone=alone)
         self._suspicion.answered(job)
         self._finish_running(
             job,
@@ -247,7 +248,7 @@ class Service:
     def installed(self, pool: Pool) -> None:
         """See `model_manager.Court`."""
         now = self.last_answer = self.last_active = self._loop.time()
-        self._admission.new_model()
+        self._admission.new_model(pool.staff.check_seconds)
         for job in self._jobs:
             deadline = now + self._deadlines.patience(job.timeout)
             if deadline < job.deadline:
@@ -277,6 +278,8 @@ class Service:
         await self.model.wait_settled()
         pool, _ = self.model.current()
         seconds = await pool.staff.check(timeout)
+        if pool is self.model.pool:  # else that was another model
+            self._admission.checked(pool.staff.check_seconds)
         self.last_answer = self._loop.time()
         return {"seconds": seconds, "model": pool.staff.loaded.model}
 

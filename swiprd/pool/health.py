@@ -24,6 +24,9 @@ class HealthChecks:
     Args:
         ids: where health checks get their ids from.
         on_end: called once for each, with the worker and what is wrong with it, or None.
+
+    Attributes:
+        quickest: seconds that the quickest took which found nothing wrong.
     """
 
     def __init__(
@@ -35,16 +38,22 @@ class HealthChecks:
         self._canary = canary
         self._ids = ids
         self._on_end = on_end
+        self.quickest = float("inf")
         self._loop = asyncio.get_running_loop()
         self._asked: Worker | None = None  # whom `ask()` has asked,
         self._answer: asyncio.Future[None] = self._loop.create_future()  # and what comes of it
 
     def begin(self, worker: Worker, timeout: float = DEFAULT_TIMEOUT) -> None:
         """Have a worker run the canary."""
+        begun = self._loop.time()
+
+        def ended(worker: Worker, error: LoadingFailed | None) -> None:
+            if error is None:
+                self.quickest = min(self.quickest, self._loop.time() - begun)
+            self._ended(worker, error)
+
         try:
-            HealthCheck(
-                worker, self._canary, id=next(self._ids), timeout=timeout, on_end=self._ended
-            )
+            HealthCheck(worker, self._canary, id=next(self._ids), timeout=timeout, on_end=ended)
         except OSError as error:
             self._ended(worker, LoadingFailed(f"no canary could be made: {error.strerror}"))
 

@@ -204,6 +204,11 @@ class Supervisor:
             if worker.state is State.IDLE:
                 worker.retire()
 
+    @property
+    def check_seconds(self) -> float:
+        """Seconds of the quickest health check in a worker; only once `start()` is done."""
+        return self._checks.quickest
+
     async def check(self, timeout: float = DEFAULT_TIMEOUT) -> float:
         """Run the canary through a live worker; return the seconds it took.
 

@@ -58,7 +58,7 @@ def fill(admission: Admission, uid: int, number: int) -> list[Job]:
 def serve(admission: Admission, seconds: float, times: int = 5) -> None:
     """Have it learn that answers are so far apart."""
     for _ in range(times):
-        admission.served(make(), seconds)
+        admission.served(make(), seconds, now=0.0)
 
 
 def take(admission: Admission) -> Job | None:
@@ -343,13 +343,39 @@ class TestComeBackLater:
     def test_less_time_than_the_quickest_image_took_is_refused(self) -> None:
         admission = Admission(128)
         for seconds in (0.5, 0.02, 3.0):
-            admission.served(make(), seconds, seconds)
+            admission.served(make(), seconds, now=seconds, alone=seconds)
         assert admission.admit(make(deadline=100.03), 100.0) is None
-        with pytest.raises(DeadlineExceeded, match=r"gives 0\.01 s, .* took 0\.02 s"):
+        with pytest.raises(DeadlineExceeded, match=r"gives 0\.01 s, .* 0\.02 s"):
             admission.admit(make(deadline=100.01), 100.0)
         assert admission.refused == 1
-        admission.new_model()
+        admission.new_model(0.005)
         assert admission.admit(make(deadline=100.01), 100.0) is None
+
+    def test_an_answer_after_its_deadline_says_nothing(self) -> None:
+        admission = Admission(128)
+        admission.served(make(deadline=0.2), 0.3, now=0.3, alone=0.3)
+        assert admission.admit(make(arrived=1.0, deadline=1.1), 1.0) is None
+
+    def test_no_answer_and_no_check_raises_it_over_a_twentieth_of_the_usual_timeout(self) -> None:
+        admission = Admission(128, usual=10.0)
+        admission.served(make(), 12.1, now=12.1, alone=12.1)
+        assert admission.admit(make(arrived=20.0, deadline=20.51), 20.0) is None
+        admission.new_model(12.1)
+        assert admission.admit(make(arrived=20.0, deadline=20.51), 20.0) is None
+        with pytest.raises(DeadlineExceeded):
+            admission.admit(make(arrived=20.0, deadline=20.49), 20.0)
+
+    def test_the_health_check_tells_before_any_answer_and_only_lowers_it(self) -> None:
+        admission = Admission(128)
+        admission.new_model(0.1)
+        with pytest.raises(DeadlineExceeded):
+            admission.admit(make(deadline=0.05), 0.0)
+        admission.served(make(), 0.3, now=0.3, alone=0.3)
+        assert admission.admit(make(deadline=0.15), 0.0) is None, "it took the check 0.1 s"
+        admission.checked(0.04)
+        assert admission.admit(make(deadline=0.05), 0.0) is None
+        admission.checked(0.2)
+        assert admission.admit(make(deadline=0.05), 0.0) is None
 
     def test_what_a_batch_took_says_nothing_of_an_image_alone(self) -> None:
         admission = Admission(128)

@@ -394,6 +394,23 @@ class TestEstimate:
             assert [other.receive().error for _ in range(20)] == [None] * 20
         assert daemon.status()["requests"]["refused"] == 0
 
+    def test_nor_does_it_refuse_who_gives_less_than_that_took(
+        self, start_poisoned: StartDaemon, photos: list[bytes]
+    ) -> None:
+        daemon = start_poisoned()
+        with daemon.connect() as peer:
+            assert peer.ask(image=photos[0] + Venom.SLOW.value, timeout=9.0).error is None
+            assert peer.ask(image=photos[1], timeout=2.9).error is None, "that took 3 s"
+
+    def test_requests_of_a_millisecond_kill_no_workers_even_before_the_first_answer(
+        self, start_poisoned: StartDaemon, photos: list[bytes]
+    ) -> None:
+        daemon = start_poisoned()
+        with daemon.connect() as peer:
+            errors = [peer.ask(image=photos[n % 8], timeout=0.001).error for n in range(30)]
+        assert {type(error) for error in errors} == {DeadlineExceeded}
+        assert daemon.status()["kills"]["total"] == 0
+
     def test_requests_of_a_millisecond_kill_no_workers_in_a_row(
         self, start_poisoned: StartDaemon, photos: list[bytes]
     ) -> None:
