@@ -19,6 +19,8 @@ from swiprd.system.log import log
 from swiprd.system.systemd import Manager
 
 _DRAIN = 25.0  # seconds; systemd's TimeoutStopSec= is 30
+_TELL = 2.0  # seconds for clients to ask, and hear why there is no model
+_TELL_PAUSE = 0.05
 _FLUSH = 2.0  # seconds for clients to take their last replies
 _EXTEND = 30.0  # seconds asked for at a time while the model loads, or cannot be loaded
 _LOOK = 2.0  # seconds between looks whether settings that cannot be used have changed
@@ -91,6 +93,9 @@ class Daemon:
         for chore in chores:
             chore.cancel()
         await asyncio.gather(*chores, return_exceptions=True)
+        if self._failed:
+            await self._unlink()
+            await self._tell_why(server)
         server.stop_accepting()
         paths = [Path(listener.getsockname()) for listener in self._own]
         await self._release()
@@ -105,8 +110,23 @@ class Daemon:
             log.info("left")
         return self._again
 
+    async def _tell_why(self, server: Server) -> None:
+        """Answer those who found the path before it was given up with the reason: sent on to a
+        successor, which fails as fast, they might never hear of it."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _TELL
+        await asyncio.sleep(_TELL_PAUSE)  # those in the listeners' queues are accepted meanwhile
+        while server.connections and loop.time() < until:
+            await asyncio.sleep(_TELL_PAUSE)
+
     async def _release(self) -> None:
         """Give up the listeners' paths, and the listeners, whose clients then go to a successor."""
+        await self._unlink()
+        for listener in self._own:
+            listener.close()
+
+    async def _unlink(self) -> None:
+        """Give up the listeners' paths, so that the next client starts a daemon of its own."""
         loop = asyncio.get_running_loop()
         until = loop.time() + _LOCK_PATIENCE
         for listener, mark in self._own.items():
@@ -114,7 +134,6 @@ class Daemon:
                 if loop.time() >= until:
                     break  # nobody answers there any more, so that the next daemon takes its place
                 await asyncio.sleep(0.02)
-            listener.close()
 
     def _phase(self, phase: Phase, line: str) -> None:
         match phase:
