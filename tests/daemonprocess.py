@@ -210,8 +210,15 @@ def own_children(pid: int | None = None) -> list[int]:
 
 
 def forkservers(front: int) -> list[int]:
-    """Pids of a front's forkservers: of its children, those that are no intakes."""
-    return [pid for pid in own_children(front) if not is_intake(pid)]
+    """Pids of a front's forkservers. Its other children are intakes, forked and not executed."""
+    return [pid for pid in own_children(front) if b"swiprd.inference.forkserver" in _words(pid)]
+
+
+def _words(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []  # it has gone meanwhile
 
 
 def serving(front: int) -> list[int]:
