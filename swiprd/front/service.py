@@ -64,7 +64,7 @@ class Service:
         self._jobs: set[Job] = set()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._suspicion = Suspicion(settings.remember)
+        self._suspicion = Suspicion(settings.remember, usual)
         self._hurried = False
         self.model = ModelManager(
             settings, self, self._ids, on_phase=on_phase, on_reload=on_reload, fault=fault
@@ -224,10 +224,16 @@ class Service:
         """See `pool.Owner`."""
         self._finish_running(job, error)
 
-    def condemned(self, job: Job, error: SwiprError, ran: float = float("inf")) -> None:
+    def condemned(self, job: Job, error: SwiprError) -> None:
         """See `pool.Owner`."""
         if not job.ended:
-            self._suspicion.condemn(job, error, self._loop.time(), ran)
+            self._suspicion.condemn(job, error, self._loop.time())
+        self._finish_running(job, error)
+
+    def ran_in_vain(self, job: Job, error: SwiprError, ran: float) -> None:
+        """See `pool.Owner`."""
+        if not job.ended:
+            self._suspicion.ran_in_vain(job, error, self._loop.time(), ran)
         self._finish_running(job, error)
 
     def again(self, job: Job) -> None:
@@ -314,7 +320,7 @@ class Service:
         if self._admission.withdraw(job):
             error = self._deadlines.in_vain(job, self._admission.retry_after)
             if job.ran:
-                self._suspicion.condemn(job, error, now, job.ran)
+                self._suspicion.ran_in_vain(job, error, now, job.ran)
             self._end(job, error)
             return
         waited = self._deadlines.waited(job)
@@ -322,7 +328,7 @@ class Service:
         self._admission.killed(job, now)
         if job.overdue and not job.ended:
             efforts = [pool.effort(job) for pool in self.model.pools]
-            self._suspicion.condemn(job, error, now, max([job.ran, *efforts]))
+            self._suspicion.ran_in_vain(job, error, now, max([job.ran, *efforts]))
         self._stop(job, error)
 
     def _ended_by_what_is_known(self, job: Job) -> bool:

@@ -46,9 +46,12 @@ class Owner(Protocol):
     def failed(self, job: Job, error: SwiprError) -> None:
         """A named error."""
 
-    def condemned(self, job: Job, error: SwiprError, ran: float = float("inf")) -> None:
-        """A named error, and the image is to blame: it is not to be tried again by a request that
-        does not give it much more than `ran` seconds."""
+    def condemned(self, job: Job, error: SwiprError) -> None:
+        """A named error, and the image is to blame: it is not to be tried again."""
+
+    def ran_in_vain(self, job: Job, error: SwiprError, ran: float) -> None:
+        """A named error, and the image may hang: it is not to be tried again by a request like
+        this that does not give it much more than `ran` seconds."""
 
     def overdue(self, job: Job) -> None:
         """It takes far longer than is usual."""
@@ -274,7 +277,7 @@ class Pool:
             f"not done after {ran:.1f} s in a worker, when others like it were waiting; its worker"
             " was killed"
         )
-        self._owner.condemned(job, error, ran)
+        self._owner.ran_in_vain(job, error, ran)
         return True
 
     def _kill(self, job: Job, why: str) -> None:

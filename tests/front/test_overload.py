@@ -126,3 +126,40 @@ def test_copies_of_an_image_that_hangs_wait_for_what_becomes_of_the_first(
     assert errors.pop(20) is None
     assert all(isinstance(error, DeadlineExceeded) for error in errors.values()), errors
     assert daemon.status()["kills"]["total"] == 1
+
+
+def ask_as(daemon: DaemonProcess, uid: int, image: bytes, timeout: float, times: int = 1) -> str:
+    """What another uid is told of an image, the last time that it asks for it."""
+
+    def ask() -> str:
+        with Peer(path) as peer:
+            return str([peer.ask(image=image, timeout=timeout).error for _ in range(times)][-1])
+
+    with open_to_all(daemon.path) as path:
+        daemon.path.chmod(0o666)
+        return as_uid(uid, ask)
+
+
+@as_root
+def test_who_gives_an_image_too_little_has_it_refused_to_nobody_else(
+    start_poisoned: StartDaemon, photos: list[bytes]
+) -> None:
+    daemon = start_poisoned()
+    image = photos[0] + Venom.SLOW.value
+    for uid in (NOBODY, NOBODY - 1, NOBODY - 2):
+        assert "remembered" in ask_as(daemon, uid, image, 1.0, times=2)
+    with daemon.connect() as peer:
+        assert "remembered" not in str(peer.ask(image=image, timeout=1.0).error)
+
+
+@as_root
+def test_an_image_that_hangs_costs_few_uids_a_worker(
+    start_poisoned: StartDaemon, photos: list[bytes]
+) -> None:
+    daemon = start_poisoned("--timeout=3")
+    image = hanging(photos[0], 0)
+    for uid in (NOBODY, NOBODY - 1):
+        assert "its worker was killed" in ask_as(daemon, uid, image, 3.0)
+    with daemon.connect() as peer:
+        assert "remembered" in str(peer.ask(image=image, timeout=3.0).error)
+    assert daemon.status()["kills"]["total"] == 2

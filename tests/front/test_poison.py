@@ -24,6 +24,7 @@ from swiprd.system.memfd import sealed_memfd
 
 pytestmark = pytest.mark.timeout(60)
 
+UID = 1000
 IMAGE = Identity(100, b"a")
 OTHER = Identity(100, b"b")
 CRASHED = WorkerCrashed("it crashed")
@@ -34,76 +35,121 @@ class TestMemory:
     def test_what_crashed_is_told_again_with_the_time_that_is_left(self) -> None:
         poison = Poison(300.0)
         poison.remember(IMAGE, CRASHED, 10.0)
-        error = poison.recall(IMAGE, 60.0, patience=1e9)
+        error = poison.recall(IMAGE, 60.0, uid=UID, patience=1e9)
         assert isinstance(error, WorkerCrashed)
         assert str(error).startswith("it crashed; it is remembered")
         assert "another 250 s" in str(error)
-        assert poison.recall(OTHER, 60.0, patience=1.0) is None
+        assert poison.recall(OTHER, 60.0, uid=UID, patience=1.0) is None
         assert poison.refused == 1
 
     def test_it_is_forgotten_in_time(self) -> None:
         poison = Poison(300.0)
         poison.remember(IMAGE, CRASHED, 10.0)
-        assert poison.recall(IMAGE, 310.0, patience=1.0) is None
+        assert poison.recall(IMAGE, 310.0, uid=UID, patience=1.0) is None
         assert len(poison) == 0
 
     def test_who_gives_a_hanging_image_much_longer_may_try(self) -> None:
         poison = Poison(300.0)
-        poison.remember(IMAGE, LATE, 0.0, ran=4.0)
-        assert isinstance(poison.recall(IMAGE, 1.0, patience=16.0), DeadlineExceeded)
-        assert poison.recall(IMAGE, 1.0, patience=16.1) is None
+        poison.remember(IMAGE, LATE, 0.0, uid=UID, ran=4.0)
+        assert isinstance(poison.recall(IMAGE, 1.0, uid=UID, patience=16.0), DeadlineExceeded)
+        assert poison.recall(IMAGE, 1.0, uid=UID, patience=16.1) is None
 
     def test_a_suspect_is_known_and_not_refused(self) -> None:
         poison = Poison(300.0)
-        poison.suspect(IMAGE, 0.0)
-        assert poison.suspects(IMAGE, 1.0)
-        assert not poison.suspects(OTHER, 1.0)
-        assert poison.recall(IMAGE, 1.0, patience=0.0) is None
-        assert not poison.suspects(IMAGE, 300.0)
+        poison.suspect(IMAGE, 0.0, uid=UID)
+        assert poison.suspects(IMAGE, 1.0, uid=UID)
+        assert not poison.suspects(OTHER, 1.0, uid=UID)
+        assert poison.recall(IMAGE, 1.0, uid=UID, patience=0.0) is None
+        assert not poison.suspects(IMAGE, 300.0, uid=UID)
 
     def test_it_is_no_suspect_any_more_when_it_has_been_answered(self) -> None:
         poison = Poison(300.0)
-        poison.suspect(IMAGE, 0.0)
+        poison.suspect(IMAGE, 0.0, uid=UID)
         poison.absolve(IMAGE)
-        assert not poison.suspects(IMAGE, 1.0)
+        assert not poison.suspects(IMAGE, 1.0, uid=UID)
         assert len(poison) == 0
 
     def test_what_is_known_already_is_not_suspected_instead(self) -> None:
         poison = Poison(300.0)
-        poison.remember(IMAGE, LATE, 0.0, ran=4.0)
-        poison.suspect(IMAGE, 1.0)
-        assert isinstance(poison.recall(IMAGE, 1.0, patience=16.0), DeadlineExceeded)
+        poison.remember(IMAGE, LATE, 0.0, uid=UID, ran=4.0)
+        poison.suspect(IMAGE, 1.0, uid=UID)
+        assert isinstance(poison.recall(IMAGE, 1.0, uid=UID, patience=16.0), DeadlineExceeded)
 
     def test_the_least_recently_seen_makes_room(self) -> None:
         poison = Poison(300.0, most=2)
         poison.remember(IMAGE, CRASHED, 0.0)
         poison.remember(OTHER, CRASHED, 1.0)
-        poison.recall(IMAGE, 2.0, patience=1.0)
+        poison.recall(IMAGE, 2.0, uid=UID, patience=1.0)
         poison.remember(Identity(7, b""), CRASHED, 3.0)
         assert len(poison) == 2
-        assert poison.recall(OTHER, 4.0, patience=1.0) is None
-        assert poison.recall(IMAGE, 4.0, patience=1.0) is not None
+        assert poison.recall(OTHER, 4.0, uid=UID, patience=1.0) is None
+        assert poison.recall(IMAGE, 4.0, uid=UID, patience=1.0) is not None
 
     def test_what_is_over_makes_room_first(self) -> None:
         poison = Poison(10.0, most=2)
         poison.remember(IMAGE, CRASHED, 0.0)
         poison.remember(OTHER, CRASHED, 9.0)
-        poison.recall(IMAGE, 9.5, patience=1.0)
+        poison.recall(IMAGE, 9.5, uid=UID, patience=1.0)
         poison.remember(Identity(7, b""), CRASHED, 11.0)
-        assert poison.recall(OTHER, 12.0, patience=1.0) is not None
+        assert poison.recall(OTHER, 12.0, uid=UID, patience=1.0) is not None
 
     def test_again_counts_from_then(self) -> None:
         poison = Poison(10.0)
         poison.remember(IMAGE, CRASHED, 0.0)
         poison.remember(IMAGE, CRASHED, 8.0)
         assert len(poison) == 1
-        assert poison.recall(IMAGE, 17.0, patience=1.0) is not None
-        assert poison.recall(IMAGE, 18.0, patience=1.0) is None
+        assert poison.recall(IMAGE, 17.0, uid=UID, patience=1.0) is not None
+        assert poison.recall(IMAGE, 18.0, uid=UID, patience=1.0) is None
 
     def test_it_can_be_switched_off(self) -> None:
         poison = Poison(0.0)
         poison.remember(IMAGE, CRASHED, 0.0)
         assert len(poison) == 0
+
+    def test_what_one_uid_found_out_counts_for_that_uid(self) -> None:
+        poison = Poison(300.0)
+        poison.suspect(IMAGE, 0.0, uid=UID)
+        assert not poison.suspects(IMAGE, 1.0, uid=UID + 1)
+        for _ in range(5):
+            poison.remember(IMAGE, LATE, 0.0, uid=UID, ran=4.0)
+        assert not poison.suspects(IMAGE, 1.0, uid=UID + 1)
+        assert poison.recall(IMAGE, 1.0, uid=UID + 1, patience=1.0) is None
+        assert poison.recall(IMAGE, 1.0, uid=UID, patience=1.0) is not None
+
+    def test_what_two_uids_found_out_counts_for_all(self) -> None:
+        poison = Poison(300.0)
+        poison.suspect(IMAGE, 0.0, uid=1)
+        poison.suspect(IMAGE, 0.0, uid=2)
+        assert poison.suspects(IMAGE, 1.0, uid=3)
+        assert poison.recall(IMAGE, 1.0, uid=3, patience=1.0) is None
+        poison.remember(IMAGE, LATE, 0.0, uid=1, ran=9.0)
+        assert poison.recall(IMAGE, 1.0, uid=3, patience=1.0) is None
+        poison.remember(IMAGE, LATE, 0.0, uid=2, ran=4.0)
+        assert poison.recall(IMAGE, 1.0, uid=3, patience=16.1) is None
+        assert isinstance(poison.recall(IMAGE, 1.0, uid=3, patience=16.0), DeadlineExceeded)
+        assert poison.recall(IMAGE, 300.0, uid=3, patience=16.0) is None
+
+    def test_what_proves_nothing_counts_for_nobody_else_however_many_find_it(self) -> None:
+        poison = Poison(300.0)
+        for uid in range(1000):
+            poison.remember(IMAGE, LATE, 0.0, uid=uid, ran=0.6, proves=False)
+        assert not poison.suspects(IMAGE, 1.0, uid=2000)
+        assert poison.recall(IMAGE, 1.0, uid=2000, patience=1.0) is None
+        assert poison.recall(IMAGE, 1.0, uid=999, patience=1.0) is not None
+
+    def test_nor_does_it_push_out_what_proves_something(self) -> None:
+        poison = Poison(300.0)
+        for uid in (1, 2):
+            poison.remember(IMAGE, LATE, 0.0, uid=uid, ran=9.0)
+        for uid in range(3, 1000):
+            poison.remember(IMAGE, LATE, 0.0, uid=uid, ran=0.6, proves=False)
+        assert poison.recall(IMAGE, 1.0, uid=2000, patience=9.0) is not None
+
+    def test_a_crash_counts_for_all(self) -> None:
+        poison = Poison(300.0)
+        poison.remember(IMAGE, CRASHED, 0.0)
+        assert poison.suspects(IMAGE, 1.0, uid=7)
+        assert isinstance(poison.recall(IMAGE, 1.0, uid=7, patience=1e9), WorkerCrashed)
 
 
 class TestRecognition:

@@ -48,7 +48,10 @@ class Queue:
     def failed(self, job: Job, _error: SwiprError) -> None:
         self.told.append(("failed", job))
 
-    def condemned(self, job: Job, _error: SwiprError, *_: float) -> None:
+    def ran_in_vain(self, job: Job, error: SwiprError, _ran: float) -> None:
+        self.condemned(job, error)
+
+    def condemned(self, job: Job, _error: SwiprError) -> None:
         self.told.append(("condemned", job))
 
     def overdue(self, job: Job) -> None:
