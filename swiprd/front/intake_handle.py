@@ -240,6 +240,7 @@ class Handle:
         self._loop = asyncio.get_running_loop()
         self._order: Order | None = None
         self._kept = 0  # duplicates that it keeps for the front
+        self._asked_to_leave = False
         ours, theirs = socket.socketpair()
         parent = os.getpid()
         try:
@@ -259,8 +260,8 @@ class Handle:
 
     @property
     def busy(self) -> bool:
-        """Whether it has an order that it has not done yet."""
-        return self._order is not None
+        """Whether it has an order that it has not done yet, or may be about to leave."""
+        return self._order is not None or self._asked_to_leave
 
     def give(self, order: Order) -> None:
         """Give it something to do; only while it is not busy."""
@@ -282,6 +283,10 @@ class Handle:
 
     def _told(self, frame: Frame) -> None:
         fields: Any = frame.fields
+        if "stays" in fields:
+            self._asked_to_leave = False
+            self._on_free()
+            return
         order = self._order
         assert order is not None  # it does nothing unasked
         assert fields["ticket"] == order.ticket
@@ -328,5 +333,6 @@ class Handle:
         if rest <= 0 and not self.busy and not self._kept:
             # It stays if a close hangs: else each minute would leave another process behind.
             self._used = self._loop.time()
+            self._asked_to_leave = True
             self._channel.send(encode({"op": "leave"}))
         self._timer = self._loop.call_later(max(rest, _IDLE / 10), self._leave_if_idle)

@@ -24,6 +24,7 @@ To the front:
     {ticket, copied, size, key} + descriptor    the image, the bytes of memory that it takes where
                                         it is a copy, and its identity (that alone for `identify`)
     {ticket}                            the socket is closed, or the message discarded
+    {stays: true}                       the answer to `leave`, where it is not the end
     {ticket, error, broken}             the wire's error; `broken`: the connection cannot go on
 """
 
@@ -111,7 +112,7 @@ class Intake:
         self._front = front
         self._limit = limit
         self._kept: dict[int, int] = {}  # by ticket
-        self._local = {_device_of("/"), _device_of_memfds()}
+        self._local = frozenset({_device_of("/"), _device_of_memfds()})  # for good
         self._telling = threading.Lock()
         self._closer = _Closer()
         self._strange_closer = _Closer()
@@ -136,6 +137,7 @@ class Intake:
                 case "leave":
                     if not self._kept and self._closer.idle and self._strange_closer.idle:
                         return
+                    self._tell({"stays": True})
                 case _:
                     raise BadRequest(f"the front sent {fields}")
 
@@ -242,10 +244,8 @@ class Intake:
         # To ask what it lies on may take long already, or for ever, and then to read it: the
         # client's next requests need not wait for that.
         self._tell({"ticket": ticket, "received": True})
-        local = filesystem_type(descriptor) in _LOCAL
-        if local and device[0]:  # numbers without a device are given to other file systems, later
-            self._local.add(device)
-        return local
+        # The answer is not kept: the same device number may be another file system's by the next.
+        return filesystem_type(descriptor) in _LOCAL
 
     def _refuse(self, ticket: int, error: SwiprError, *, broken: bool = False) -> None:
         self._tell({"ticket": ticket, "error": error_fields(error), "broken": broken})

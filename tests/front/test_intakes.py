@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import select
@@ -16,6 +17,9 @@ from vitals import Vitals, frame, held, open_descriptors, send_rights
 
 from swiprctl.errors import BadRequest, DeadlineExceeded, Overloaded, TooLarge
 from swiprctl.protocol import Request
+from swiprd.front import intake_handle
+from swiprd.front.byte_budget import ByteBudget
+from swiprd.front.intakes import Intakes
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -219,3 +223,32 @@ def test_long_ids_of_models_are_refused(start_daemon: StartDaemon, photos: list[
         assert isinstance(peer.receive().error, BadRequest)
         peer.socket.sendall(frame(id=2, op="predict", image=photos[0], labels="x" * 256))
         assert peer.receive().fields["labels"]
+
+
+def test_an_intake_leaves_when_it_is_idle_and_keeps_nothing(
+    monkeypatch: pytest.MonkeyPatch, photos: list[bytes]
+) -> None:
+    monkeypatch.setattr(intake_handle, "_IDLE", 0.05)
+
+    async def scene() -> None:
+        intakes = Intakes(1 << 20, ByteBudget(1 << 20))
+        ours, theirs = socket.socketpair()
+        descriptor = unsealed(photos[0])
+        with ours, theirs:
+            for _ in range(2):  # another comes when it is needed
+                send_rights(theirs, b"request", [descriptor])
+                settled = asyncio.Event()
+                attachment = intakes.take(1000, ours, len(b"request"), lambda _: None)
+                attachment.when_settled(settled.set)
+                await asyncio.wait_for(settled.wait(), PATIENCE)
+                assert os.pread(attachment.fileno(), 1 << 20, 0) == photos[0]
+                await asyncio.sleep(0.2)  # asked to leave several times, it stays
+                assert intakes.processes == 1
+                attachment.close()
+                async with asyncio.timeout(PATIENCE):
+                    while intakes.processes:
+                        await asyncio.sleep(0.01)
+        os.close(descriptor)
+        intakes.close()
+
+    asyncio.run(scene())
