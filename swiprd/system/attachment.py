@@ -89,7 +89,8 @@ class Attachment:
         """Own this descriptor: the attachment is ready. If it is closed by now, so is this."""
         if self.state is State.CLOSED:
             os.close(descriptor)
-            self._released()
+            released, self._released, self._abandoned = self._released, _nothing, _nothing
+            released()
             return
         self._descriptor, self.identity = descriptor, identity
         self._settle(State.READY)
@@ -113,12 +114,17 @@ class Attachment:
             return
         was, self.state = self.state, State.CLOSED
         self._settled = _nothing
+        released, abandoned = self._released, self._abandoned
+        if was is not State.COMING:
+            # They mostly refer to an object that owns this one: a cycle would stay in memory until
+            # the collector comes, thousands of requests later.
+            self._released = self._abandoned = _nothing
         if was is State.READY:
             os.close(self._descriptor)
             self._descriptor = -1
-            self._released()
+            released()
         elif was is State.COMING:
-            self._abandoned()
+            abandoned()
 
     def _settle(self, state: State) -> None:
         self.state = state
