@@ -252,3 +252,38 @@ def test_an_intake_leaves_when_it_is_idle_and_keeps_nothing(
         intakes.close()
 
     asyncio.run(scene())
+
+
+def test_a_socket_with_descriptors_in_it_is_not_closed_by_the_front() -> None:
+    async def scene() -> None:
+        intakes = Intakes(1 << 20, ByteBudget(1 << 20))
+        before = set(own_children())
+        stopped: set[int] = set()
+        for _ in range(2):  # the first starts the intake, which is stopped before the second
+            ours, theirs = socket.socketpair()
+            end, passed = os.pipe()
+            send_rights(theirs, b"unread", [passed])
+            os.close(passed)
+            intakes.close_socket(1000, ours)
+            if stopped:
+                assert not select.select([end], [], [], 0)[0], "the front's close was the last"
+                for pid in stopped:
+                    os.kill(pid, signal.SIGCONT)
+            assert theirs.recv(1) == b"", "the client hears of it at once"
+            async with asyncio.timeout(PATIENCE):
+                while not select.select([end], [], [], 0)[0] or intakes.waiting:
+                    await asyncio.sleep(0.01)
+            stopped = set(own_children()) - before
+            assert len(stopped) == 1
+            for pid in stopped:
+                os.kill(pid, signal.SIGSTOP)
+            os.close(end)
+            theirs.close()
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+        intakes.close()
+        async with asyncio.timeout(PATIENCE):
+            while set(own_children()) - before:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(scene())
