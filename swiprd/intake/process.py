@@ -33,6 +33,7 @@ from __future__ import annotations
 import array
 import contextlib
 import functools
+import gc
 import os
 import queue
 import signal
@@ -88,6 +89,9 @@ def run_intake(front: socket.socket, parent: int, limit: int) -> NoReturn:
         limit: bytes of an image.
     """
     try:
+        # What the front has in memory is never collected here: a socket's finalizer would close a
+        # number that may be a client's file by then.
+        gc.freeze()
         # Signals are the front's business. A handler of its event loop would wake the front.
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

@@ -232,6 +232,7 @@ def test_an_intake_leaves_when_it_is_idle_and_keeps_nothing(
 
     async def scene() -> None:
         intakes = Intakes(1 << 20, ByteBudget(1 << 20))
+        before = set(own_children())
         ours, theirs = socket.socketpair()
         descriptor = unsealed(photos[0])
         with ours, theirs:
@@ -246,7 +247,7 @@ def test_an_intake_leaves_when_it_is_idle_and_keeps_nothing(
                 assert intakes.processes == 1
                 attachment.close()
                 async with asyncio.timeout(PATIENCE):
-                    while intakes.processes:
+                    while intakes.processes or set(own_children()) - before:
                         await asyncio.sleep(0.01)
         os.close(descriptor)
         intakes.close()
