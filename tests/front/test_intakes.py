@@ -84,33 +84,6 @@ def test_the_last_close_of_a_client_s_file_is_its_intake_s(
     vitals.check()
 
 
-def test_what_nobody_received_is_closed_by_an_intake_too(
-    start_daemon: StartDaemon, photos: list[bytes]
-) -> None:
-    """Descriptors in a socket's queue are closed with the socket."""
-    daemon = start_daemon().wait_ready()
-    vitals = Vitals(daemon, photos[0])
-    ours, theirs = os.pipe()
-    with daemon.connect() as peer:
-        descriptor = unsealed(photos[0])
-        assert peer.ask(descriptor=descriptor).error is None
-        os.close(descriptor)
-        stopped = intakes(daemon)
-        for pid in stopped:
-            os.kill(pid, signal.SIGSTOP)
-        for identity in (2, 3):  # the first waits for the intake, the second behind it
-            send_rights(peer.socket, Request(identity, "predict").encode(), [theirs])
-        os.close(theirs)
-        daemon.wait_status(lambda s: s["intakes"]["waiting"] == 1)
-    daemon.wait_status(lambda s: s["connections"] == 1)
-    assert not select.select([ours], [], [], 0)[0], "somebody but the front has it still"
-    for pid in stopped:
-        os.kill(pid, signal.SIGCONT)
-    assert select.select([ours], [], [], PATIENCE)[0], "it is closed"
-    os.close(ours)
-    vitals.check()
-
-
 def test_hundreds_of_descriptors_in_one_message(
     start_daemon: StartDaemon, photos: list[bytes]
 ) -> None:
@@ -196,10 +169,10 @@ def test_a_client_that_leaves_with_a_hundred_files_under_way(
     vitals.check()
 
 
-def test_sockets_without_number_are_closed_by_intakes_all_the_same(
+def test_many_sockets_with_descriptors_in_them_are_all_closed(
     start_daemon: StartDaemon, photos: list[bytes]
 ) -> None:
-    """Beyond a thousand the front closed them itself."""
+    """They wait for their intakes, which get several at a time."""
     daemon = start_daemon().wait_ready()
     vitals = Vitals(daemon, photos[0])
     ours, theirs = os.pipe()
