@@ -226,6 +226,17 @@ def serving(front: int) -> list[int]:
     return [pid for parent in forkservers(front) for pid in (parent, *descendants(parent))]
 
 
+def freeze(pid: int) -> None:
+    """SIGSTOP, and wait until it stands still: kill(2) returns before that."""
+
+    def stands_still() -> bool:
+        stats = [file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/stat")]
+        return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
+
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(stands_still, f"process {pid} stands still")
+
+
 def is_intake(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/comm").read_text().strip() == "swiprd-intake"

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from daemonprocess import DaemonProcess, Peer, forkservers, wait_until
+from daemonprocess import DaemonProcess, Peer, forkservers, freeze, wait_until
 
 from swiprctl.errors import SwiprError
 from swiprctl.protocol import Reply
@@ -105,7 +105,7 @@ def held(daemon: DaemonProcess) -> Iterator[None]:
     status = daemon.wait_status(lambda s: all(w["state"] == "idle" for w in s["workers"]))
     stopped = [status["forkserver"]["pid"], *(w["pid"] for w in status["workers"])]
     for pid in stopped:
-        os.kill(pid, signal.SIGSTOP)
+        freeze(pid)
     try:
         yield
     finally:

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import StartDaemon
-from daemonprocess import DaemonProcess
+from daemonprocess import DaemonProcess, freeze, wait_until
 from daemonprocess import Peer as Wire
 from peer import Connection, Peer
 
@@ -211,11 +211,13 @@ def ask(peer: Wire, **fields: object) -> None:
 
 def loading(start_daemon: StartDaemon) -> DaemonProcess:
     daemon = start_daemon()
-    until = time.monotonic() + 30
-    while not daemon.path.exists():
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    wait_until(lambda: _listens(daemon.path), "it listens")  # its path is there a moment before
     return daemon
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 def test_one_that_loads_says_so_to_whoever_asks_for_it(start_daemon: StartDaemon) -> None:
@@ -247,7 +249,7 @@ def test_a_stopped_one_is_told_from_one_that_loads(
     daemon = start_daemon().wait_ready()
     with Client(str(daemon.path), notify=told.append) as client:
         client.predict(photos[0])
-        os.kill(daemon.pid, signal.SIGSTOP)
+        freeze(daemon.pid)
         try:
             for question in (client.status, lambda: client.predict(photos[0])):
                 del told[:]

@@ -18,6 +18,7 @@ from daemonprocess import (
     as_uid,
     descendants,
     forkservers,
+    freeze,
     is_alive,
     open_to_all,
     signal_if_there,
@@ -159,7 +160,7 @@ class TestWatchdog:
         forkserver = status["forkserver"]["pid"]
         # The forkserver too, or else it replaces what stands still, as it should.
         for pid in [forkserver, *daemon.workers()]:
-            os.kill(pid, signal.SIGSTOP)
+            freeze(pid)
         daemon.read_told()
         time.sleep(2.0)  # a whole interval: absence has no event
         late = daemon.read_told()
@@ -197,7 +198,7 @@ class TestDeadline:
             stuck.send(1, descriptor=slow, timeout=8.0)
             daemon.wait_status(lambda s: any(w["state"] == "busy" for w in s["workers"]))
             (busy,) = daemon.workers("busy")
-            os.kill(busy, signal.SIGSTOP)
+            freeze(busy)
             for photo in photos:
                 assert other.ask(image=photo).error is None
             assert stuck.receive().error is None
@@ -309,7 +310,7 @@ class TestKilled:
     ) -> None:
         daemon = start_daemon().wait_ready()
         status = daemon.wait_status(lambda s: [w["state"] for w in s["workers"]] == ["idle"] * 2)
-        os.kill(status["forkserver"]["pid"], signal.SIGSTOP)
+        freeze(status["forkserver"]["pid"])
         for worker in status["workers"]:
             os.kill(worker["pid"], signal.SIGKILL)
         with daemon.connect() as peer:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import StartDaemon
-from daemonprocess import PATIENCE, DaemonProcess, forkservers, own_children, wait_until
+from daemonprocess import PATIENCE, DaemonProcess, forkservers, freeze, own_children, wait_until
 from vitals import Vitals, frame, held, open_descriptors, send_rights
 
 from swiprctl.errors import BadRequest, DeadlineExceeded, Overloaded, TooLarge
@@ -75,7 +75,7 @@ def test_the_last_close_of_a_client_s_file_is_its_intake_s(
             assert holders(daemon, "memfd:client") == {"front": 1, "intakes": 1}
             stopped = intakes(daemon)
             for pid in stopped:
-                os.kill(pid, signal.SIGSTOP)
+                freeze(pid)
         assert peer.receive().error is None
         assert holders(daemon, "memfd:client") == {"front": 0, "intakes": 1}
         for pid in stopped:
@@ -126,7 +126,7 @@ def test_an_intake_that_is_killed_is_replaced(
         assert peer.ask(descriptor=descriptor).error is None
         stopped = intakes(daemon)
         for pid in stopped:
-            os.kill(pid, signal.SIGSTOP)
+            freeze(pid)
         waiting.send(1, descriptor=descriptor, timeout=60.0)
         daemon.wait_status(lambda s: s["intakes"]["waiting"] == 1)
         for pid in stopped:
@@ -250,7 +250,7 @@ def test_a_socket_with_descriptors_in_it_is_not_closed_by_the_front() -> None:
             stopped = set(own_children()) - before
             assert len(stopped) == 1
             for pid in stopped:
-                os.kill(pid, signal.SIGSTOP)
+                freeze(pid)
             os.close(end)
             theirs.close()
         for pid in stopped:
