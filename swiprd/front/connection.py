@@ -15,8 +15,8 @@ from typing import Protocol
 from swiprctl.errors import SwiprError
 from swiprctl.protocol import Frame, Reply
 from swiprd.front.byte_budget import ByteBudget
-from swiprd.front.fair_share import FairShare
 from swiprd.front.intakes import Intakes
+from swiprd.front.read_turns import ReadTurns
 from swiprd.front.service import Outcome
 from swiprd.system.attachment import Attachment
 from swiprd.system.channel import Channel
@@ -35,7 +35,7 @@ _NOTHING_UNREAD = bytes(4)  # the answer of SIOCOUTQ, an int
 class Host(Protocol):
     """What a connection asks of the server, and tells it."""
 
-    shares: FairShare
+    turns: ReadTurns
     intakes: Intakes
     budget: ByteBudget
 
@@ -73,7 +73,7 @@ class Connection:
             on_closed=lambda _error: host.forget(self),
             farewell=lambda error: Reply(None, None, error).encode(),
             reserve=lambda size: host.budget.reserve(uid, size),
-            ask=lambda work: host.shares.ask(uid, work),
+            ask=lambda work: host.turns.ask(uid, work),
             take=lambda sock, size, received: host.intakes.take(uid, sock, size, received),
             discard=Attachment.close,
             release=lambda sock: host.intakes.close_socket(uid, sock),

@@ -18,6 +18,7 @@ from swiprd.system.attachment import Attachment, Identity
 from swiprd.system.channel import Channel
 
 _IDLE = 60.0  # seconds that an intake stays without work: the next request need not wait for a fork
+_DROP_WITHIN = 0.05  # seconds until it hears which duplicates to close: of many requests at once
 _RETRY = 0.1  # seconds after which a client tries again where an intake was killed
 
 
@@ -240,6 +241,8 @@ class Handle:
         self._loop = asyncio.get_running_loop()
         self._order: Order | None = None
         self._kept = 0  # duplicates that it keeps for the front
+        self._dropped: list[int] = []  # tickets of those that it is to close
+        self._dropping: asyncio.TimerHandle | None = None
         self._asked_to_leave = False
         ours, theirs = socket.socketpair()
         parent = os.getpid()
@@ -271,9 +274,11 @@ class Handle:
             order.send(self, self._channel)
 
     def drop(self, ticket: int) -> None:
-        """Have it close the duplicate that it keeps."""
+        """Have it close the duplicate that it keeps, soon."""
         self._kept -= 1
-        self._channel.send(encode({"op": "drop", "ticket": ticket}))
+        self._dropped.append(ticket)
+        if self._dropping is None:
+            self._dropping = self._loop.call_later(_DROP_WITHIN, self._drop)
 
     def dismiss(self) -> None:
         """Let it leave, whatever it does."""
@@ -314,9 +319,16 @@ class Handle:
                 pass
         self._on_free()
 
+    def _drop(self) -> None:
+        self._dropping = None
+        tickets, self._dropped = self._dropped, []
+        self._channel.send(encode({"op": "drop", "tickets": tickets}))
+
     def _closed(self, _error: Exception | None) -> None:
         """It is gone, or dismissed."""
         self._timer.cancel()
+        if self._dropping is not None:
+            self._dropping.cancel()
         order, self._order = self._order, None
         if order is not None:
             order.fail(Overloaded("the process that received the image's file is gone", _RETRY))

@@ -20,10 +20,10 @@ from swiprctl.protocol import Frame, Reply, Request, request_id
 from swiprd.config import Settings
 from swiprd.front.byte_budget import ByteBudget
 from swiprd.front.connection import HIGH_WATER, Connection
-from swiprd.front.fair_share import FairShare
 from swiprd.front.intakes import Intakes
 from swiprd.front.owners import Owners
 from swiprd.front.places import Places
+from swiprd.front.read_turns import ReadTurns
 from swiprd.front.service import Outcome, Service
 from swiprd.system.attachment import Attachment
 from swiprd.system.log import log
@@ -48,7 +48,7 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._connections: set[Connection] = set()
         self._places = Places(settings.connections, {0, os.geteuid()})
-        self.shares = FairShare()
+        self.turns = ReadTurns()
         self._owners = Owners()
         self.budget = ByteBudget(settings.max_inline)
         self.intakes = Intakes(settings.max_image, self.budget)
@@ -123,7 +123,7 @@ class Server:
                 sock.send(Reply(None, None, full).encode())
             self.intakes.close_socket(uid, sock)
             return
-        self.shares.join(uid)
+        self.turns.join(uid)
         # Bytes "out of band" could carry a descriptor past the look ahead at those in the band.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         self._connections.add(Connection(self, sock, uid))
@@ -164,7 +164,7 @@ class Server:
     def forget(self, connection: Connection) -> None:
         """A connection is closed: drop its waiting requests."""
         self._connections.discard(connection)
-        self.shares.leave(connection.uid)
+        self.turns.leave(connection.uid)
         self._service.cancel(connection)
 
     def handle(self, connection: Connection, frame: Frame) -> None:

@@ -1,6 +1,7 @@
 """The daemon between its sockets and its workers: the queue and the deadlines.
 
-Submitted jobs wait in `Admission`, run in the `Pool` that serves and end here, each exactly once.
+Submitted jobs wait in the `RequestQueue`, run in the `Pool` that serves and end here, each
+exactly once.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from swiprctl.errors import (
 )
 from swiprctl.protocol import DEFAULT_TIMEOUT
 from swiprd.config import Settings
-from swiprd.front.admission import Admission
 from swiprd.front.deadlines import Deadlines
+from swiprd.front.request_queue import RequestQueue
 from swiprd.front.stats import Stats
 from swiprd.front.status import describe_process, describe_staff, describe_work
 from swiprd.front.suspicion import Suspicion
@@ -58,13 +59,21 @@ class Service:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         usual = min(settings.timeout, settings.ceiling)
-        self._admission = Admission(settings.queue, {0, os.geteuid()}, usual)
-        self._deadlines = Deadlines(settings.timeout, settings.ceiling, self._expire)
+        self._queue = RequestQueue(settings.queue, {0, os.geteuid()}, usual)
         self._ids = count(1)
         self._jobs: set[Job] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self._suspicion = Suspicion(settings.remember, usual)
+        self._deadlines = Deadlines(
+            settings.timeout,
+            settings.ceiling,
+            queue=self._queue,
+            suspicion=self._suspicion,
+            effort=lambda job: max((pool.effort(job) for pool in self.model.pools), default=0.0),
+            end=self._end,
+            kill=lambda job, error: self._kill(job, error, "deadline"),
+        )
         self._hurried = False
         self.model = ModelManager(
             settings, self, self._ids, on_phase=on_phase, on_reload=on_reload, fault=fault
@@ -151,19 +160,19 @@ class Service:
                 raise _leaving(0.1)
             if (known := self._suspicion.known(job, now)) is not None:
                 raise known
-            victim = self._admission.admit(job, now)
+            victim = self._queue.admit(job, now)
         except SwiprError as error:
             self._end(job, error)
             return
         if victim is not None:
-            self._end(victim, self._admission.evicted())
+            self._end(victim, self._queue.evicted())
         if self.model.pool is not None:
             self.model.pool.dispatch()
 
     def cancel(self, owner: object) -> None:
         """Forget what waits for an owner who has left. What runs ends unheard."""
         coming = [job for job in self._coming() if job.owner is owner]
-        for job in [*coming, *self._admission.cancel(owner)]:
+        for job in [*coming, *self._queue.cancel(owner)]:
             self._end_unheard(job)
         for job in self._jobs:
             job.unheard |= job.owner is owner
@@ -171,12 +180,12 @@ class Service:
     def peek(self) -> Job | None:
         """See `pool.Owner`. What has been found out about an image while it waited ends it here,
         or has it wait for longer."""
-        while (job := self._admission.peek()) is not None:
+        while (job := self._queue.peek()) is not None:
             if self._ended_by_what_is_known(job):
                 continue
             if not self._suspicion.suspects(job, self._loop.time()):
                 break
-            self._admission.suspect(job)
+            self._queue.suspect(job)
             if self._hurried:
                 self._give_up(job)
         return job
@@ -185,7 +194,7 @@ class Service:
         """See `pool.Owner`. While an image is being tried, further copies of it wait."""
         tried = {job.image.identity for job in self._jobs if job.started} - {None}
         while (
-            job := self._admission.peek_suspect(lambda one: one.image.identity in tried)
+            job := self._queue.peek_suspect(lambda one: one.image.identity in tried)
         ) is not None:
             if not self._ended_by_what_is_known(job):
                 break
@@ -193,7 +202,7 @@ class Service:
 
     def take(self, job: Job) -> None:
         """See `pool.Owner`."""
-        self._admission.take(job)
+        self._queue.take(job)
 
     def overdue(self, job: Job) -> None:
         """See `pool.Owner`."""
@@ -207,7 +216,7 @@ class Service:
     def answered(self, job: Job, row: Row, model: str, share: float, alone: float | None) -> None:
         """See `pool.Owner`."""
         self.last_answer = self._loop.time()
-        self._admission.served(job, share, now=self.last_answer, alone=alone)
+        self._queue.served(job, share, now=self.last_answer, alone=alone)
         self._suspicion.answered(job)
         self._finish_running(
             job,
@@ -239,9 +248,9 @@ class Service:
     def again(self, job: Job) -> None:
         """See `pool.Owner`."""
         if not job.ended:
-            self._admission.requeue(job)
+            self._queue.requeue(job)
             if job.unheard:
-                self._admission.withdraw(job)
+                self._queue.withdraw(job)
                 self._end_unheard(job)
             elif job.suspect and self._hurried:
                 self._give_up(job)
@@ -254,7 +263,7 @@ class Service:
     def installed(self, pool: Pool) -> None:
         """See `model_manager.Court`."""
         now = self.last_answer = self.last_active = self._loop.time()
-        self._admission.new_model(pool.staff.check_seconds)
+        self._queue.new_model(pool.staff.check_seconds)
         for job in self._jobs:
             deadline = now + self._deadlines.patience(job.timeout)
             if deadline < job.deadline:
@@ -266,7 +275,7 @@ class Service:
         """End what no worker has yet. See `model_manager.Court`, too."""
         coming = self._coming()
         for job in list(self._jobs):
-            if job in coming or self._admission.withdraw(job):
+            if job in coming or self._queue.withdraw(job):
                 self._end(job, error)
 
     def is_quiet(self) -> bool:
@@ -285,7 +294,7 @@ class Service:
         pool, _ = self.model.current()
         seconds = await pool.staff.check(timeout)
         if pool is self.model.pool:  # else that was another model
-            self._admission.checked(pool.staff.check_seconds)
+            self._queue.checked(pool.staff.check_seconds)
         self.last_answer = self._loop.time()
         return {"seconds": seconds, "model": pool.staff.loaded.model}
 
@@ -296,7 +305,7 @@ class Service:
         return {
             **self.model.status(),
             **describe_process(self.begun, now),
-            **describe_work(self._admission, self.stats, self._suspicion.poison, now),
+            **describe_work(self._queue, self.stats, self._suspicion.poison, now),
             **describe_staff(pool.staff if pool is not None else None, now),
         }
 
@@ -306,42 +315,17 @@ class Service:
         """Jobs whose image is not there yet."""
         return [job for job in self._jobs if job.image.state is State.COMING]
 
-    def _expire(self, job: Job) -> None:
-        now = self._loop.time()
-        if job.image.state is State.COMING:
-            self._end(
-                job,
-                DeadlineExceeded(
-                    f"the file could not be read within {self._deadlines.waited(job)}:"
-                    " its file system does not answer, or it is slow"
-                ),
-            )
-            return
-        if self._admission.withdraw(job):
-            error = self._deadlines.in_vain(job, self._admission.retry_after)
-            if job.ran:
-                self._suspicion.ran_in_vain(job, error, now, job.ran)
-            self._end(job, error)
-            return
-        waited = self._deadlines.waited(job)
-        error = DeadlineExceeded(f"not done within {waited}; its worker was killed")
-        self._admission.killed(job, now)
-        if job.overdue and not job.ended:
-            efforts = [pool.effort(job) for pool in self.model.pools]
-            self._suspicion.ran_in_vain(job, error, now, max([job.ran, *efforts]))
-        self._stop(job, error)
-
     def _ended_by_what_is_known(self, job: Job) -> bool:
         """End a waiting job if its image is known to hang or crash, or if it is too late for it."""
         now = self._loop.time()
         known = self._suspicion.known(job, now)
-        if known is None and self._admission.too_late(job, now):
+        if known is None and self._queue.too_late(job, now):
             known = DeadlineExceeded(
                 f"no worker was free within {now - job.arrived:.1f} s; what is left is less than"
                 " any image has taken"
             )
         if known is not None:
-            self._admission.withdraw(job)
+            self._queue.withdraw(job)
             self._end(job, known)
         return known is not None
 
@@ -354,20 +338,20 @@ class Service:
 
     def _give_up(self, job: Job) -> None:
         error = ShuttingDown("the daemon leaves, and this takes long; its successor may try", 1.0)
-        if self._admission.withdraw(job):
+        if self._queue.withdraw(job):
             self._end(job, error)
         elif not job.ended:
-            self._stop(job, error)
+            self._kill(job, error, "the daemon leaves, and this takes long")
 
-    def _stop(self, job: Job, error: SwiprError) -> None:
+    def _kill(self, job: Job, error: SwiprError, why: str) -> None:
         """End a running job, and its worker."""
         self._finish_running(job, error)
         for pool in list(self.model.pools):
-            pool.expire(job)
+            pool.kill(job, why)
 
     def _finish_running(self, job: Job, outcome: Outcome) -> None:
         if not job.ended:
-            self._admission.finished(job)
+            self._queue.finished(job)
             self._end(job, outcome)
 
     def _end_unheard(self, job: Job) -> None:

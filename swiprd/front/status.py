@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from dataclasses import asdict
 
-from swiprd.front.admission import Admission
 from swiprd.front.poison import Poison
+from swiprd.front.request_queue import RequestQueue
 from swiprd.front.stats import Stats
 from swiprd.pool.supervisor import Supervisor
 
@@ -17,21 +17,21 @@ _KILLS_SHOWN = 5
 
 
 def describe_work(
-    admission: Admission, stats: Stats, poison: Poison, now: float
+    queue: RequestQueue, stats: Stats, poison: Poison, now: float
 ) -> dict[str, object]:
     """The queue, and what became of requests."""
     return {
         "queue": {
-            "waiting": admission.waiting,
-            "total": admission.total,
-            "limit": admission.limit,
-            "oldest": admission.oldest(now),
-            "by_uid": {str(uid): n for uid, n in admission.by_uid().items()},
+            "waiting": queue.waiting,
+            "total": queue.total,
+            "limit": queue.limit,
+            "oldest": queue.oldest(now),
+            "by_uid": {str(uid): n for uid, n in queue.by_uid().items()},
         },
         "requests": {
             "outcomes": dict(stats.outcomes),
             "by_uid": {str(uid): n for uid, n in stats.by_uid.items()},
-            "refused": admission.refused,
+            "refused": queue.refused,
         },
         "poison": {"remembered": len(poison), "refused": poison.refused},
         "latency": stats.latency(),

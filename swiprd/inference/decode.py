@@ -36,8 +36,13 @@ from PIL import (
 
 from swiprctl.errors import BadImage, TooLarge
 from swiprd.folder.spec import Preprocess
-from swiprd.inference import jpeg_scans
-from swiprd.inference.preprocess import MAX_PIXELS, preprocess, resized, too_many_pixels
+from swiprd.inference.decode_limits import (
+    MAX_PIXELS,
+    MAX_SCANS,
+    has_too_many_scans,
+    too_many_pixels,
+)
+from swiprd.inference.preprocess import preprocess, resized
 
 _FORMATS = tuple(
     plugin.format
@@ -78,8 +83,8 @@ def load_image(data: bytes, recipe: Preprocess, max_pixels: int = MAX_PIXELS) ->
             one that is made to keep the decoder busy.
         TooLarge: more than `max_pixels`, by its header, before any of it is decoded.
     """
-    if jpeg_scans.too_many(data):
-        raise BadImage(f"a JPEG of more than {jpeg_scans.MOST} scans, where ten are usual")
+    if has_too_many_scans(data):
+        raise BadImage(f"a JPEG of more than {MAX_SCANS} scans, where ten are usual")
     with _decoding(max_pixels):
         image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
         width, height = image.size

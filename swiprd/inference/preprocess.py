@@ -13,13 +13,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from swiprctl.errors import TooLarge
 from swiprd.folder.spec import Preprocess
 from swiprd.inference.area import resize_area
+from swiprd.inference.decode_limits import MAX_PIXELS, too_many_pixels
 from swiprd.inference.sampling import resize_sampled
-
-# Where Pillow itself gives up by default: twice its Image.MAX_IMAGE_PIXELS.
-MAX_PIXELS = 178_956_970
 
 
 def preprocess(
@@ -107,11 +104,6 @@ def _shrunk(image: Image.Image, width: int, height: int) -> np.ndarray:
         planes, (height, width), mode="bilinear", antialias=True
     )
     return small[0].permute(1, 2, 0).numpy()
-
-
-def too_many_pixels(width: int, height: int, limit: int, what: str = "") -> TooLarge:
-    number = width * height
-    return TooLarge(f"{what}{width}x{height} = {number} pixels, where {limit} is the limit")
 
 
 def _square(image: Image.Image, recipe: Preprocess) -> Image.Image:

@@ -12,7 +12,6 @@ by SIGPROF, which nobody handles, as no handler would run while a decoder does.
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ import torch
 from swiprctl.errors import BadRequest, SwiprError, TooLarge
 from swiprctl.protocol import Decoder, Reply
 from swiprd.inference import decode, model
+from swiprd.inference.decode_limits import processor_time
 from swiprd.inference.model import LoadedModel
 from swiprd.system.imagefile import read_image_bytes
 from swiprd.system.messages import Limits, Order, Row
@@ -84,12 +84,8 @@ def _decode(descriptor: int, limits: Limits, loaded: LoadedModel) -> torch.Tenso
         data = read_image_bytes(descriptor, limits.max_bytes)
     finally:
         os.close(descriptor)
-    # Of this process alone, and of no wall clock: a host that is busy makes nobody hurry. The
-    # deadline is kept from outside.
-    signal.setitimer(signal.ITIMER_PROF, limits.max_decode)
     try:
-        return decode.decode(data, loaded.spec.preprocess, limits.max_pixels)
+        with processor_time(limits.max_decode):
+            return decode.decode(data, loaded.spec.preprocess, limits.max_pixels)
     except MemoryError:
         raise TooLarge("the image needs more memory than there is") from None
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0.0)

@@ -16,7 +16,7 @@ another all else, which is over some time. From the front, as frames of the wire
     {op: take, ticket, size} + socket   receive that many bytes from a client, with what they carry
     {op: discard, ticket, size} + socket    receive that, and close what comes
     {op: identify, ticket} + memfd      tell which image a memfd of the front's is
-    {op: drop, ticket}                  close the duplicate
+    {op: drop, tickets}                 close these duplicates
     {op: leave}                         leave, unless a close is under way
     {op: close_socket, ticket} + socket close a client's socket, in which there may be descriptors
 To the front:
@@ -134,7 +134,8 @@ class Intake:
                 case "identify" if descriptor is not None:
                     self._attempt(fields["ticket"], self._identify, descriptor)
                 case "drop":
-                    self._closer.close(self._kept.pop(fields["ticket"]))
+                    for ticket in fields["tickets"]:
+                        self._closer.close(self._kept.pop(ticket))
                 case "close_socket" if descriptor is not None:
                     closed = functools.partial(self._tell, {"ticket": fields["ticket"]})
                     self._closer.close(descriptor, closed)

@@ -210,12 +210,13 @@ class ModelManager:
 
     # --- inside
 
-    def _fallen(self, error: LoadingFailed) -> None:
-        """The model that has served cannot be brought back; try again from the folder."""
-        pool, self.pool = self.pool, None
-        if pool is not None:
-            self._spawn(close(pool, self.pools))
-        self._spawn(self._keep_trying(error))
+    def _given_up(self, pool: Pool, error: LoadingFailed) -> None:
+        """A pool that has served cannot be brought back; try again from the folder, unless another
+        has replaced it."""
+        self._spawn(close(pool, self.pools))
+        if pool is self.pool:
+            self.pool = None
+            self._spawn(self._keep_trying(error))
 
     async def _bring_up(self) -> None:
         try:
@@ -263,7 +264,7 @@ class ModelManager:
             self.edits.reading()
             try:
                 pool, spec = await load(
-                    self._settings, self._court, self._ids, self.pools, self._fallen
+                    self._settings, self._court, self._ids, self.pools, self._given_up
                 )
             except LoadingFailed:
                 if not left or not self.edits.stale():

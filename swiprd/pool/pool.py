@@ -1,7 +1,7 @@
 """Gives waiting jobs to one model's workers, and takes each back exactly once.
 
 A job ends answered or failed, or is to be run again: because its worker died, and nothing proves
-that the job was to blame. The kill at a deadline is here; who replaces the killed is not.
+that the job was to blame. Who replaces a worker that was killed is not here.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Pool:
         ids: Iterator[int],
         memory: int | None,
         wear: RecyclingLimits,
-        on_given_up: Callable[[LoadingFailed], None],
+        on_given_up: Callable[[Pool, LoadingFailed], None],
     ) -> None:
         self._owner = owner
         self._limits = limits
@@ -103,7 +103,7 @@ class Pool:
             memory=memory,
             wear=wear,
             on_idle=self.dispatch,
-            on_given_up=on_given_up,
+            on_given_up=lambda error: on_given_up(self, error),
         )
 
     def dispatch(self) -> None:
@@ -134,9 +134,9 @@ class Pool:
             self._give(worker, [suspect], staff.shape.threads)
             self._is_overdue(worker, suspect)
 
-    def expire(self, job: Job) -> None:
-        """A running job's time is over: kill its worker; its neighbours run again."""
-        self._kill(job, "deadline")
+    def kill(self, job: Job, why: str) -> None:
+        """Kill the worker of a running job, if it runs here; the rest of its batch runs again."""
+        self._kill(job, why)
         self.staff.fill()
         self.dispatch()
 

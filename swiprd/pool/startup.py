@@ -26,7 +26,7 @@ async def load(
     owner: Owner,
     ids: Iterator[int],
     pools: set[Pool],
-    on_given_up: Callable[[LoadingFailed], None],
+    on_given_up: Callable[[Pool, LoadingFailed], None],
 ) -> tuple[Pool, ModelSpec]:
     """Start a pool on the model's folder and see it answer.
 

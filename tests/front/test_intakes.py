@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import resource
 import select
 import signal
 import socket
@@ -187,6 +188,49 @@ def test_many_sockets_with_descriptors_in_them_are_all_closed(
     os.close(ours)
     daemon.wait_status(lambda s: s["intakes"]["waiting"] == 0)
     vitals.check()
+
+
+def test_a_thousand_sockets_that_wait_for_a_stuck_intake_are_all_closed() -> None:
+    """By others, which get a batch each: none is given more than the kernel passes at a time."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    number = min(1100, hard - 200)
+
+    async def scene() -> None:
+        intakes = Intakes(1 << 20, ByteBudget(1 << 20))
+        before = set(own_children())
+        end, passed = os.pipe()
+        stuck: set[int] = set()
+        for closing in range(number):
+            ours, theirs = socket.socketpair()
+            send_rights(theirs, b"unread", [passed])
+            theirs.close()
+            intakes.close_socket(1000, ours)
+            if closing == 0:  # it has started the intake
+                stuck = set(own_children()) - before
+                for pid in stuck:
+                    freeze(pid)
+        os.close(passed)
+        assert len(stuck) == 1
+        async with asyncio.timeout(PATIENCE):
+            while intakes.waiting > 1:
+                await asyncio.sleep(0.01)
+        assert not select.select([end], [], [], 0)[0], "it has the first socket"
+        for pid in stuck:
+            os.kill(pid, signal.SIGCONT)
+        async with asyncio.timeout(PATIENCE):
+            while not select.select([end], [], [], 0)[0] or intakes.waiting:
+                await asyncio.sleep(0.01)
+        os.close(end)
+        intakes.close()
+        async with asyncio.timeout(PATIENCE):
+            while set(own_children()) - before:
+                await asyncio.sleep(0.01)
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
+    try:
+        asyncio.run(scene())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_long_ids_of_models_are_refused(start_daemon: StartDaemon, photos: list[bytes]) -> None:

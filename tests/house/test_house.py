@@ -221,9 +221,9 @@ def test_the_wire_is_pure() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("front.admission", "front.byte_budget", "front.poison", "front.round_robin"),
+        *("front.request_queue", "front.byte_budget", "front.poison", "front.round_robin"),
         *("front.short_deadlines", "front.stats", "front.suspicion", "folder.canary"),
-        *("inference.jpeg_scans", "pool.recycling", "pool.states", "pool.stragglers"),
+        *("inference.decode_limits", "pool.recycling", "pool.states", "pool.stragglers"),
         *("pool.shape_search", "pool.thread_choice", "pool.typical"),
     ],
 )

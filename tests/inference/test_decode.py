@@ -20,7 +20,8 @@ from PIL import Image, ImageOps
 
 from swiprctl.errors import BadImage, TooLarge
 from swiprd.folder.spec import Preprocess
-from swiprd.inference import decode, jpeg_scans, preprocess
+from swiprd.inference import decode, preprocess
+from swiprd.inference.decode_limits import has_too_many_scans
 from swiprd.inference.torchvision_import import import_torchvision
 
 pytestmark = pytest.mark.timeout(60)
@@ -510,7 +511,7 @@ class TestScans:
     @pytest.mark.parametrize(("more", "refused"), [(0, False), (490, False), (491, True)])
     def test_so_many_and_no_more(self, more: int, refused: bool) -> None:
         data = many_scans(more)  # ten are in it anyway
-        assert jpeg_scans.too_many(data) == refused
+        assert has_too_many_scans(data) == refused
         if refused:
             with pytest.raises(BadImage, match="more than 500 scans"):
                 decode.load_image(data, PLAIN)
@@ -520,14 +521,14 @@ class TestScans:
     def test_what_only_looks_like_them_does_not_count(self) -> None:
         data = many_scans(0)
         profile = b"\xff\xe2" + (2 + 60_000).to_bytes(2) + b"\xff\xda" * 30_000
-        assert not jpeg_scans.too_many(data[:2] + profile + data[2:])
-        assert not jpeg_scans.too_many(data + b"\xff\xda" * 30_000), "a film behind the picture"
+        assert not has_too_many_scans(data[:2] + profile + data[2:])
+        assert not has_too_many_scans(data + b"\xff\xda" * 30_000), "a film behind the picture"
 
     def test_they_count_whatever_lies_between_them(self) -> None:
         data = many_scans(600)
         for between in (b"\xff" * 9, b"\xff\xd0", b"xyz", b"\xff\xfe\0\4ab", b"\xff\0"):
-            assert jpeg_scans.too_many(data.replace(b"\xff\xda", between + b"\xff\xda"))
+            assert has_too_many_scans(data.replace(b"\xff\xda", between + b"\xff\xda"))
 
     @given(st.binary(max_size=40).map(lambda tail: b"\xff\xd8" + b"\xff\xda" * 501 + tail))
     def test_nonsense_ends(self, data: bytes) -> None:
-        jpeg_scans.too_many(data)
+        has_too_many_scans(data)

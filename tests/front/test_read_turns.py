@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from swiprd.front.fair_share import FairShare
+from swiprd.front.read_turns import ReadTurns
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -21,8 +21,8 @@ def busy(seconds: float) -> None:
         pass
 
 
-async def together(*uids: int) -> FairShare:
-    turns = FairShare()
+async def together(*uids: int) -> ReadTurns:
+    turns = ReadTurns()
     for uid in uids:
         turns.join(uid)
     return turns

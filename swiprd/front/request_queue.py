@@ -24,7 +24,7 @@ _LEAST = 5  # answers that an estimate needs before a request is refused because
 _SOONEST_RETRY = 0.05  # seconds; a shorter wait is a busy loop
 
 
-class Admission:
+class RequestQueue:
     """The queue. Counts what waits and what runs against one limit.
 
     Args:

@@ -17,7 +17,7 @@ _SHARE = 0.2  # of the front's time that one uid gets while others ask: workers 
 _LATELY = 1.0  # seconds for which a uid counts as asking after it has asked
 
 
-class FairShare:
+class ReadTurns:
     """The front's time, by uid. A uid is known while it has a connection."""
 
     def __init__(self) -> None:
