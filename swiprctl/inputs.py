@@ -29,7 +29,7 @@ MAX_STREAM = 64 << 20
 """Bytes of an image that comes through a pipe or from memory."""
 
 _CHUNK = 1 << 20
-_LOOK_AGAIN = 1.0  # seconds for which the list of mounts is taken as current
+LOOK_AGAIN = 1.0  # seconds for which the list of mounts is taken as current
 _TYPES = b"9p afs autofs beegfs ceph cifs coda davfs fuse fuseblk gfs2 lustre ncpfs nfs nfs4 ocfs2"
 _TYPES += b" orangefs pvfs2 smb3 smbfs virtiofs"
 _SLOW = (*(one + b" " for one in _TYPES.split()), b"fuse.")  # file systems with a server
@@ -276,7 +276,7 @@ def _may_hang(source: str | int) -> bool:
     """Whether a path or descriptor is of a file system whose server may never answer."""
     global _seen
     now = monotonic()
-    if now >= _seen[0] + _LOOK_AGAIN:
+    if now >= _seen[0] + LOOK_AGAIN:
         _seen = now, _look()
     return _seen[1] is not None and _seen[1].hold(source)
 

@@ -1,7 +1,7 @@
 """When requests' deadlines pass, and what becomes of a request then, wherever it is.
 
 One whose file is still being read, or that waits, is refused. One that runs is killed with its
-worker, by the pool.
+worker (`Pool.kill`; the signal is in pool/handles.py).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from swiprd.intake import process
 from swiprd.system.attachment import Attachment, Identity
 from swiprd.system.channel import Channel
 
-_IDLE = 60.0  # seconds that an intake stays without work: the next request need not wait for a fork
+IDLE = 60.0  # seconds that an intake stays without work: the next request need not wait for a fork
 _DROP_WITHIN = 0.05  # seconds until it hears which duplicates to close: of many requests at once
 _RETRY = 0.1  # seconds after which a client tries again where an intake was killed
 
@@ -258,7 +258,7 @@ class Handle:
             theirs.close()
         self._channel = Channel(ours, on_frame=self._told, on_closed=self._closed)
         self._loop.add_reader(self._pidfd, self._died)
-        self._timer = self._loop.call_later(_IDLE, self._leave_if_idle)
+        self._timer = self._loop.call_later(IDLE, self._leave_if_idle)
         self._used = self._loop.time()
 
     @property
@@ -341,10 +341,10 @@ class Handle:
             os.waitpid(self._pid, 0)
 
     def _leave_if_idle(self) -> None:
-        rest = self._used + _IDLE - self._loop.time()
+        rest = self._used + IDLE - self._loop.time()
         if rest <= 0 and not self.busy and not self._kept:
             # It stays if a close hangs: else each minute would leave another process behind.
             self._used = self._loop.time()
             self._asked_to_leave = True
             self._channel.send(encode({"op": "leave"}))
-        self._timer = self._loop.call_later(max(rest, _IDLE / 10), self._leave_if_idle)
+        self._timer = self._loop.call_later(max(rest, IDLE / 10), self._leave_if_idle)

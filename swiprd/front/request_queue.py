@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 
 from swiprctl.errors import DeadlineExceeded, Overloaded
 from swiprctl.protocol import DEFAULT_TIMEOUT
-from swiprd.front.quickest import QuickestImage
+from swiprd.front.least_time import LeastTime
 from swiprd.front.round_robin import RoundRobin
 from swiprd.front.short_deadlines import ShortDeadlines
 from swiprd.pool.job import Job
@@ -46,7 +46,7 @@ class RequestQueue:
         self._held: dict[int, int] = {}  # by uid, waiting and running
         self._total = 0
         self._interval = Typical(_LEAST)  # seconds between two answers while there is work
-        self._quickest = QuickestImage(usual)
+        self._least_time = LeastTime(usual)
         self._short_deadlines = ShortDeadlines()
         self.refused = 0
 
@@ -136,12 +136,12 @@ class RequestQueue:
         if now > job.deadline:
             return
         if alone is not None:
-            self._quickest.learn(alone)
+            self._least_time.learn(alone)
         self._short_deadlines.answered(job.uid)
 
     def checked(self, seconds: float) -> None:
         """Learn from a health check, which took so long in its worker."""
-        self._quickest.learn(seconds)
+        self._least_time.learn(seconds)
 
     def killed(self, job: Job, now: float) -> None:
         """Learn from a running job whose deadline has passed."""
@@ -149,14 +149,14 @@ class RequestQueue:
 
     def too_late(self, job: Job, now: float) -> bool:
         """Whether any image takes longer than the time that this job has left."""
-        return now + self._quickest.seconds > job.deadline
+        return now + self._least_time.seconds > job.deadline
 
     def new_model(self, seconds: float) -> None:
         """Forget what images took: another model answers from now on, and its health check took
         so long."""
         self._interval = Typical(_LEAST)
-        self._quickest.forget()
-        self._quickest.learn(seconds)
+        self._least_time.forget()
+        self._least_time.learn(seconds)
 
     def by_uid(self) -> dict[int, int]:
         """Requests waiting or running, by uid."""
@@ -166,7 +166,7 @@ class RequestQueue:
         given = job.deadline - now
         ahead = self._ahead(job.uid)
         wait = ahead * self._interval.seconds
-        if wait and now + wait + self._quickest.seconds > job.deadline:
+        if wait and now + wait + self._least_time.seconds > job.deadline:
             self.refused += 1
             raise Overloaded(
                 f"{ahead} requests go first, which takes about {wait:.1f} s:"
@@ -177,7 +177,7 @@ class RequestQueue:
             self.refused += 1
             raise DeadlineExceeded(
                 f"not tried: it gives {given:.3g} s, and even a small image takes"
-                f" {self._quickest.seconds:.3g} s: give more"
+                f" {self._least_time.seconds:.3g} s: give more"
             )
         if (wait := self._short_deadlines.wait(job.uid, given, now)) > 0.0:
             self.refused += 1

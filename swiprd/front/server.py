@@ -20,9 +20,9 @@ from swiprctl.protocol import Frame, Reply, Request, request_id
 from swiprd.config import Settings
 from swiprd.front.byte_budget import ByteBudget
 from swiprd.front.connection import HIGH_WATER, Connection
+from swiprd.front.connection_limit import ConnectionLimit
 from swiprd.front.intakes import Intakes
 from swiprd.front.owners import Owners
-from swiprd.front.places import Places
 from swiprd.front.read_turns import ReadTurns
 from swiprd.front.service import Outcome, Service
 from swiprd.system.attachment import Attachment
@@ -47,7 +47,7 @@ class Server:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._connections: set[Connection] = set()
-        self._places = Places(settings.connections, {0, os.geteuid()})
+        self._limit = ConnectionLimit(settings.connections, {0, os.geteuid()})
         self.turns = ReadTurns()
         self._owners = Owners()
         self.budget = ByteBudget(settings.max_inline)
@@ -116,7 +116,7 @@ class Server:
             sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         )
         uid = self._owners.of(uid)
-        if not self._places.has_one(uid, self._connections) and not self._make_room(uid):
+        if not self._limit.has_room(uid, self._connections) and not self._make_room(uid):
             full = Overloaded(f"{len(self._connections)} clients are connected already", 1.0)
             sock.setblocking(False)
             with contextlib.suppress(OSError):  # it may have left
@@ -130,7 +130,7 @@ class Server:
 
     def _make_room(self, uid: int) -> bool:
         """Close a connection for a newcomer of this uid, if there is any that has to go."""
-        victim = self._places.choose(uid, self._connections)
+        victim = self._limit.choose(uid, self._connections)
         if victim is None:
             return False
         if victim.idle:

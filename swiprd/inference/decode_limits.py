@@ -1,7 +1,7 @@
 """What decoding a picture may cost: pixels, a JPEG's scans, processor time.
 
-The bytes of its file are bounded before it is read (`max_image`), the time on the clock by the
-request's deadline, from outside.
+decode.py and worker.py apply them. The bytes of its file are bounded before it is read
+(system/imagefile.py), the time on the clock by the request's deadline (front/deadlines.py).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import pickletools
 import re
 from typing import IO
 
-# What becomes an object without contents, whatever the file says of it (checkpoint.Unread):
+# What becomes an object without contents, whatever the file says of it (pack.checkpoint.Unread):
 # options, paths and scores, which training scripts leave beside the weights.
 INERT = (
     "argparse.Namespace",

@@ -21,7 +21,7 @@ from pathlib import Path
 
 BACKLOG = 128
 
-_LOCK_PATIENCE = 5.0  # seconds; its holder needs milliseconds
+LOCK_PATIENCE = 5.0  # seconds; its holder needs milliseconds
 _LOCK_LOOK = 0.01
 
 Mark = tuple[int, int]  # device and inode
@@ -48,7 +48,7 @@ def bind(path: Path) -> socket.socket:
         )
     if not path.parent.is_dir():
         raise OSError(errno.ENOENT, f"there is no folder {path.parent}: make it first")
-    with _lock(path, patience=_LOCK_PATIENCE):
+    with lock(path, patience=LOCK_PATIENCE):
         if path.is_socket():
             if _answers(path):
                 raise InUse(
@@ -92,7 +92,7 @@ def release(listener: socket.socket, marked: Mark | None, *, even_if_wanted: boo
     """
     path = Path(listener.getsockname())
     try:
-        with _lock(path):
+        with lock(path):
             wanted = bool(select.select([listener], [], [], 0)[0])
             if wanted and not even_if_wanted:
                 return False
@@ -110,7 +110,7 @@ def remove_log(path: Path) -> None:
 
     It stays where a successor has taken the path, and writes to the same file.
     """
-    with contextlib.suppress(OSError), _lock(path):
+    with contextlib.suppress(OSError), lock(path):
         if not os.path.lexists(path):
             path.with_suffix(".log").unlink()
 
@@ -130,7 +130,7 @@ def _answers(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _lock(path: Path, *, patience: float = 0.0) -> Iterator[None]:
+def lock(path: Path, *, patience: float = 0.0) -> Iterator[None]:
     """Hold the lock of a path.
 
     Raises:

@@ -45,7 +45,7 @@ def size(connection: Connection) -> None:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with `local.jpg`, and in `fuse` a mount whose server answers some of the time."""
-    monkeypatch.setattr(inputs, "_LOOK_AGAIN", 0.0)  # it has been mounted just now
+    monkeypatch.setattr(inputs, "LOOK_AGAIN", 0.0)  # it has been mounted just now
     (tmp_path / "local.jpg").write_bytes(DATA)
     with fuseserver.mounted(tmp_path / "fuse", tmp_path / "local.jpg"):
         yield tmp_path

@@ -246,7 +246,7 @@ def test_long_ids_of_models_are_refused(start_daemon: StartDaemon, photos: list[
 def test_an_intake_leaves_when_it_is_idle_and_keeps_nothing(
     monkeypatch: pytest.MonkeyPatch, photos: list[bytes]
 ) -> None:
-    monkeypatch.setattr(intake_handle, "_IDLE", 0.05)
+    monkeypatch.setattr(intake_handle, "IDLE", 0.05)
 
     async def scene() -> None:
         intakes = Intakes(1 << 20, ByteBudget(1 << 20))

@@ -228,7 +228,7 @@ class TestLock:
     def test_but_not_for_ever(
         self, path: Path, bound: Bind, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(private_listener, "_LOCK_PATIENCE", 0.1)
+        monkeypatch.setattr(private_listener, "LOCK_PATIENCE", 0.1)
         with held(path), pytest.raises(OSError, match=rf"another process holds {path}\.lock"):
             bound(path)
 
@@ -243,7 +243,7 @@ class TestLock:
         assert daemon.path.is_socket(), "it is left to the next daemon, which replaces it"
 
     def test_it_is_the_users_own_and_follows_no_link(self, path: Path) -> None:
-        with private_listener._lock(path):
+        with private_listener.lock(path):
             assert path.with_name("s.sock.lock").stat().st_mode & 0o777 == 0o600
         other = path.with_name("other.sock")
         other.with_name("other.sock.lock").symlink_to("target")
@@ -264,7 +264,7 @@ class TestLock:
 
         def hold() -> None:
             for _ in range(200):
-                with private_listener._lock(path, patience=20):
+                with private_listener.lock(path, patience=20):
                     inside.append(1)
                     seen.append(len(inside))
                     inside.pop()

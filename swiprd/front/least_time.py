@@ -1,4 +1,4 @@
-"""What the quickest image takes: who gives less need not be tried. Pure.
+"""The least time that an image takes: a request that gives less need not be tried. Pure.
 
 A request that is tried in vain costs a worker's life. Yet an estimate that is too high refuses
 everybody, and then no answer ever puts it right. So it only falls while a model serves, and however
@@ -10,7 +10,7 @@ from __future__ import annotations
 _MOST = 1 / 20  # of what a request usually gives
 
 
-class QuickestImage:
+class LeastTime:
     """The estimate for one model.
 
     Args:

@@ -1,7 +1,7 @@
-"""Whose connection makes room when every place is taken.
+"""How many connections there may be, and which makes room for a new one when there are so many.
 
-The uids share the places: a uid that keeps all of its connections busy must not keep the others
-out. A uid below its share takes a place of the uid that has the most; some are kept for root and
+The uids share them: a uid that keeps all of its connections busy must not keep the others
+out. A uid below its share takes one from the uid that has the most; some are kept for root and
 the daemon's own uid.
 """
 
@@ -12,14 +12,14 @@ from collections.abc import Collection
 
 from swiprd.front.connection import Connection
 
-_KEPT = 16  # a place in so many
+_KEPT = 16  # one connection in so many
 
 
-class Places:
-    """The places for connections.
+class ConnectionLimit:
+    """The limit, and how the uids share it.
 
     Args:
-        limit: how many there are.
+        limit: connections at once.
         privileged: uids that some of them are kept for.
     """
 
@@ -27,8 +27,8 @@ class Places:
         self._limit = limit
         self._privileged = frozenset(privileged)
 
-    def has_one(self, uid: int, connections: Collection[Connection]) -> bool:
-        """Whether a place is free for a newcomer of this uid."""
+    def has_room(self, uid: int, connections: Collection[Connection]) -> bool:
+        """Whether another connection of this uid needs nobody to make room."""
         free = self._limit - len(connections)
         if uid not in self._privileged:
             held = sum(c.uid in self._privileged for c in connections)
