@@ -78,7 +78,7 @@ def _check(folder: Path, paths: Sequence[Path], device: str) -> int:
         begun = time.monotonic()
         loaded = model.load_model(spec)
         seconds = {"load": time.monotonic() - begun}
-        loaded = model.to_device(loaded, model.pick_device(device))
+        loaded = loaded.to_device(model.pick_device(device))
         seconds |= _prove(loaded)
     except SpecError as error:
         return _complain(str(error), EX_CONFIG)
@@ -170,10 +170,10 @@ def _answer(loaded: LoadedModel, data: bytes) -> _Answer:
         CheckFailed: the forward pass raised an error.
     """
     begun = time.monotonic()
-    crops = decode.decode(data, loaded.spec.preprocess, CANARY_LIMITS.max_pixels)
+    crops = decode.decode(data, loaded.spec.preprocess, CANARY_LIMITS.max_pixels, loaded.shrink)
     decoded = time.monotonic()
     try:
-        answers = model.probabilities(loaded, crops.unsqueeze(0))
+        answers = loaded.probabilities(crops[None])
     except Exception as error:  # whatever a module or a program raises is news for its owner
         reason = first_line(error, 300)
         raise CheckFailed(f"the forward pass fails: {reason}", EX_SOFTWARE) from error

@@ -35,6 +35,7 @@ SIZE = (1024, 768)  # pixels of the generated JPEGs
 
 RUNNER = """
 import json, os, sys, time
+import numpy as np
 import torch
 from pathlib import Path
 threads, batch = int(sys.argv[2]), int(sys.argv[3])
@@ -47,12 +48,12 @@ loaded = model.load_model(load_spec(Path(sys.argv[1])))
 files = [os.open(path, os.O_RDONLY) for path in sys.argv[4:]]
 
 def once(k):
-    tensors = [
+    crops = [
         decode.decode(imagefile.read_image_bytes(files[(k + i) % len(files)], 1 << 26),
-                      loaded.spec.preprocess)
+                      loaded.spec.preprocess, shrink=loaded.shrink)
         for i in range(batch)
     ]
-    return model.probabilities(loaded, torch.stack(tensors)).tolist()
+    return loaded.probabilities(np.stack(crops)).tolist()
 
 for k in range(3):
     once(k)

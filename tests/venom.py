@@ -56,9 +56,9 @@ class Finder(importlib.abc.MetaPathFinder):
             run(module)
             decode = module.decode
 
-            def poisoned(data, *arguments):
+            def poisoned(data, *arguments, **options):
                 hurt(data)
-                return decode(data, *arguments)
+                return decode(data, *arguments, **options)
 
             module.decode = poisoned
 

@@ -1,9 +1,9 @@
-"""An image file's bytes → a tensor, under caps.
+"""An image file's bytes → normalised crops, under caps.
 
 Runs in a worker, which may be killed at any moment: this is the only module that parses pixels
-from strangers. Whatever the bytes hold, its functions end in a tensor, `BadImage` or `TooLarge`.
+from strangers. Whatever the bytes hold, its functions end in an array, `BadImage` or `TooLarge`.
 It maps no file (the sender could truncate it under us: SIGBUS), follows no path, knows no model,
-and decodes six formats, named one by one.
+imports no torch, and decodes six formats, named one by one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
-import torch
 
 # Imported here by name, since Image.open() would otherwise import every plugin there is for the
 # first WebP, and MPO (a JPEG that a phone appended a second picture to) only when one comes.
@@ -42,7 +41,7 @@ from swiprd.inference.decode_limits import (
     has_too_many_scans,
     too_many_pixels,
 )
-from swiprd.inference.preprocess import preprocess, resized
+from swiprd.inference.preprocess import Shrink, preprocess, resized
 
 _FORMATS = tuple(
     plugin.format
@@ -65,14 +64,19 @@ _DRAFTABLE = (JpegImagePlugin.JpegImageFile.format, MpoImagePlugin.MpoImageFile.
 logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
 
 
-def decode(data: bytes, recipe: Preprocess, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
+def decode(
+    data: bytes, recipe: Preprocess, max_pixels: int = MAX_PIXELS, shrink: Shrink | None = None
+) -> np.ndarray:
     """Turn an image file's bytes into float32 crops of shape [crops, 3, crop, crop].
+
+    Args:
+        shrink: what resizes in place of Pillow for a recipe with `draft`; see `preprocess`.
 
     Raises:
         BadImage: not an image in one of the six formats, or one that cannot be decoded whole.
         TooLarge: more than `max_pixels`, as it comes or once resized.
     """
-    return preprocess(load_image(data, recipe, max_pixels), recipe, max_pixels)
+    return preprocess(load_image(data, recipe, max_pixels), recipe, max_pixels, shrink)
 
 
 def load_image(data: bytes, recipe: Preprocess, max_pixels: int = MAX_PIXELS) -> Image.Image:

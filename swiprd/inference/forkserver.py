@@ -37,7 +37,7 @@ from swiprd.system.messages import (
 from swiprd.system.proc import bound_own_memory, offer_to_the_oom_killer
 
 if TYPE_CHECKING:
-    from swiprd.inference.model import LoadedModel
+    from swiprd.inference.engine import Engine
 
 
 class Forkserver:
@@ -47,7 +47,7 @@ class Forkserver:
         self._control = control
         self._decoder = Decoder()
         self._children: dict[int, tuple[int, int]] = {}  # pidfd → pid, worker's number
-        self._model: LoadedModel | None = None
+        self._engine: Engine | None = None
         self._device = "cpu"
         self._memory: int | None = None
         self._selector = selectors.DefaultSelector()
@@ -89,7 +89,7 @@ class Forkserver:
 
     def _load(self, folder: Path, device: str) -> None:
         try:
-            self._model, loaded = _load_model(folder, device)
+            self._engine, loaded = _load_model(folder, device)
         except Exception as error:
             # Whatever stops a model from loading is for its owner to read, not for a traceback.
             self._tell(Failed(reason=str(error) or type(error).__name__))
@@ -128,8 +128,8 @@ class Forkserver:
                 os.close(pidfd)
             from swiprd.inference.worker import serve
 
-            assert self._model is not None  # the front forks after `loaded` only
-            serve(socket.socket(fileno=descriptor), self._model, self._device)
+            assert self._engine is not None  # the front forks after `loaded` only
+            serve(socket.socket(fileno=descriptor), self._engine, self._device)
             status = 0
         except BaseException:
             # Last line of defence: nothing of the parent's loop may run on in a child.
@@ -153,7 +153,7 @@ class Forkserver:
             socket.send_fds(self._control, [data], [descriptor])
 
 
-def _load_model(folder: Path, device: str) -> tuple[LoadedModel, Loaded]:
+def _load_model(folder: Path, device: str) -> tuple[Engine, Loaded]:
     import torch
 
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""A spec → a module in evaluation mode; a batch of crops → probabilities.
+"""The engine that is torch: a spec → a module in evaluation mode; crops → probabilities.
 
 `load_model` runs in the forkserver, whose children inherit the module. It must therefore start no
 thread and run no parallel region (a child's OpenMP would hang), run no forward pass, and copy no
@@ -12,7 +12,7 @@ import math
 import os
 import platform
 from dataclasses import dataclass, replace
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 import PIL
@@ -24,7 +24,9 @@ from swiprd.folder.spec import ModelSpec
 from swiprd.folder.toml_table import SpecError
 from swiprd.folder.trusted_programs import Code
 from swiprd.inference import architectures
+from swiprd.inference.preprocess import Shrink
 from swiprd.inference.programs import load_exported, load_torchscript
+from swiprd.inference.shrink import shrink
 from swiprd.inference.state_dict import TensorMismatch, match_by_name, match_by_order
 from swiprd.inference.torchvision_import import import_torchvision
 from swiprd.inference.weights import SAFETENSORS, load_state
@@ -32,14 +34,7 @@ from swiprd.inference.weights import SAFETENSORS, load_state
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A module that is ready to answer, and what it calls itself.
-
-    Attributes:
-        labels: one for each output, in their order.
-        model_id: the name and a digest of what decides the answers; see `identity.identify`.
-        versions: of everything that has a say in the last digits of an answer.
-        device: where the module lies: "cpu" or "cuda".
-    """
+    """A module that is ready to answer; see `engine.Engine` for what is not said here."""
 
     spec: ModelSpec
     module: torch.nn.Module
@@ -47,6 +42,61 @@ class LoadedModel:
     model_id: str
     versions: dict[str, str]
     device: str = "cpu"
+
+    @property
+    def name(self) -> Literal["torch"]:
+        """Which library computes."""
+        return "torch"
+
+    @property
+    def shrink(self) -> Shrink:
+        """What resizes for a recipe with `draft`."""
+        return shrink
+
+    def set_threads(self, threads: int) -> None:
+        """Compute with so many threads from now on: torch as a whole, in this process."""
+        torch.set_num_threads(threads)
+
+    def to_device(self, device: str) -> LoadedModel:
+        """Move the module to "cpu" or "cuda". Only in a worker: CUDA does not survive a fork."""
+        if device == self.device:
+            return self
+        return replace(self, module=self.module.to(device), device=device)
+
+    def probabilities(self, crops: np.ndarray) -> np.ndarray:
+        """Answer a batch: float32 [images, crops, 3, h, w] → float32 [images, labels].
+
+        With `log_softmax` the outputs are the logarithms of the probabilities, and softmax is what
+        undoes that: it equals exp() there, and is also right for a checkpoint whose LogSoftmax was
+        left out of the module that the weights were saved from.
+
+        Args:
+            crops: may be written to, as torch knows no array that may not; nothing does.
+        """
+        images, count = crops.shape[:2]
+        with torch.inference_mode():
+            # Channels last: 33 ms instead of 58 for 25 crops through shufflenet_v2_x0_5, up to a
+            # tenth less for other architectures and never more. The weights can stay as they are.
+            batch = torch.from_numpy(crops).flatten(0, 1)
+            batch = batch.to(self.device, memory_format=torch.channels_last)
+            outputs = self.module(batch).unflatten(0, (images, count))
+            match self.spec.preprocess.pool:
+                case "logits":
+                    rows = self._activate(outputs.mean(dim=1))
+                case "logsumexp":
+                    rows = self._activate(outputs.logsumexp(dim=1) - math.log(count))
+                case "mean":
+                    rows = self._activate(outputs).mean(dim=1)
+            return rows.to("cpu", torch.float32).numpy()
+
+    def _activate(self, outputs: torch.Tensor) -> torch.Tensor:
+        match self.spec.activation:
+            case "softmax" | "log_softmax":
+                return outputs.softmax(dim=-1)
+            case "sigmoid":
+                return outputs.sigmoid()
+            case "none":
+                return outputs
 
 
 def load_model(spec: ModelSpec, trusted: Code | None = None) -> LoadedModel:
@@ -77,29 +127,6 @@ def load_model(spec: ModelSpec, trusted: Code | None = None) -> LoadedModel:
     )
 
 
-def probabilities(loaded: LoadedModel, crops: torch.Tensor) -> torch.Tensor:
-    """Answer a batch: float32 crops of shape [images, crops, 3, h, w] → [images, labels], on CPU.
-
-    With `log_softmax` the outputs are the logarithms of the probabilities, and softmax is what
-    undoes that: it equals exp() there, and is also right for a checkpoint whose LogSoftmax was
-    left out of the module that the weights were saved from.
-    """
-    images, count = crops.shape[:2]
-    with torch.inference_mode():
-        # Channels last: 33 ms instead of 58 for 25 crops through shufflenet_v2_x0_5, up to a tenth
-        # less for other architectures and never more. The weights can stay as they are.
-        batch = crops.flatten(0, 1).to(loaded.device, memory_format=torch.channels_last)
-        outputs = loaded.module(batch).unflatten(0, (images, count))
-        match loaded.spec.preprocess.pool:
-            case "logits":
-                rows = _activate(loaded, outputs.mean(dim=1))
-            case "logsumexp":
-                rows = _activate(loaded, outputs.logsumexp(dim=1) - math.log(count))
-            case "mean":
-                rows = _activate(loaded, outputs).mean(dim=1)
-        return rows.cpu()
-
-
 def pick_device(wanted: str) -> str:
     """Return "cpu" or "cuda" for "auto", "cpu" or "cuda", without initialising CUDA.
 
@@ -115,13 +142,6 @@ def pick_device(wanted: str) -> str:
     if wanted == "cuda":
         raise RuntimeError("CUDA is asked for, and torch finds no device for it")
     return "cpu"
-
-
-def to_device(loaded: LoadedModel, device: str) -> LoadedModel:
-    """Move the module to "cpu" or "cuda". Only in a worker: CUDA does not survive a fork."""
-    if device == loaded.device:
-        return loaded
-    return replace(loaded, module=loaded.module.to(device), device=device)
 
 
 def _versions(spec: ModelSpec) -> dict[str, str]:
@@ -178,13 +198,3 @@ def _build(spec: ModelSpec, classes: int) -> torch.nn.Module:
             # Neither in the file nor computed by the constructor: there is no right value.
             raise SpecError(spec.weights, name, "a value", "none")
     return module.eval().requires_grad_(False)
-
-
-def _activate(loaded: LoadedModel, outputs: torch.Tensor) -> torch.Tensor:
-    match loaded.spec.activation:
-        case "softmax" | "log_softmax":
-            return outputs.softmax(dim=-1)
-        case "sigmoid":
-            return outputs.sigmoid()
-        case "none":
-            return outputs

@@ -7,6 +7,8 @@ it, with a traceback for the log: the front gives its jobs to another worker.
 A batch comes as so many orders in a row (swiprd.system.messages), each of which is answered by its
 id. An image whose decoder takes more than `max_decode` seconds of processor time ends the process:
 by SIGPROF, which nobody handles, as no handler would run while a decoder does.
+
+Knows no library that runs models: what it inherits is an engine.
 """
 
 from __future__ import annotations
@@ -16,26 +18,26 @@ import socket
 import time
 from collections.abc import Iterator
 
-import torch
+import numpy as np
 
 from swiprctl.errors import BadRequest, SwiprError, TooLarge
 from swiprctl.protocol import Decoder, Reply
-from swiprd.inference import decode, model
+from swiprd.inference import decode
 from swiprd.inference.decode_limits import processor_time
-from swiprd.inference.model import LoadedModel
+from swiprd.inference.engine import Engine
 from swiprd.system.imagefile import read_image_bytes
 from swiprd.system.messages import Limits, Order, Row
 
 
-def serve(front: socket.socket, loaded: LoadedModel, device: str) -> None:
+def serve(front: socket.socket, engine: Engine, device: str) -> None:
     """Answer jobs until the front closes its end."""
-    loaded = model.to_device(loaded, device)
+    engine = engine.to_device(device)
     received = _receive(front)
     for first in received:
         order, _ = first
-        torch.set_num_threads(order.threads)
+        engine.set_threads(order.threads)
         batch = [first, *(next(received) for _ in range(order.size - 1))]
-        for reply in _answer(batch, loaded):
+        for reply in _answer(batch, engine):
             front.sendall(reply.encode())
 
 
@@ -53,28 +55,28 @@ def _receive(front: socket.socket) -> Iterator[tuple[Order, int]]:
             yield Order.parse(frame.fields), frame.attachment
 
 
-def _answer(batch: list[tuple[Order, int]], loaded: LoadedModel) -> Iterator[Reply]:
+def _answer(batch: list[tuple[Order, int]], engine: Engine) -> Iterator[Reply]:
     """Decode each, answer those that fail, run the rest through the model as one."""
-    tensors, waiting = [], []
+    decoded, waiting = [], []
     for order, descriptor in batch:
         begun = time.monotonic()
         try:
-            tensor = _decode(descriptor, order.limits, loaded)
+            crops = _decode(descriptor, order.limits, engine)
         except SwiprError as error:
             yield Reply(order.id, None, error)
             continue
-        tensors.append(tensor)
+        decoded.append(crops)
         waiting.append((order.id, time.monotonic() - begun))
-    if not tensors:
+    if not decoded:
         return
     begun = time.monotonic()
-    rows = model.probabilities(loaded, torch.stack(tensors)).tolist()
+    rows = engine.probabilities(np.stack(decoded)).tolist()
     infer = (time.monotonic() - begun) / len(rows)
     for (order_id, spent), row in zip(waiting, rows, strict=True):
         yield Reply(order_id, Row(probabilities=row, decode=spent, infer=infer).fields())
 
 
-def _decode(descriptor: int, limits: Limits, loaded: LoadedModel) -> torch.Tensor:
+def _decode(descriptor: int, limits: Limits, engine: Engine) -> np.ndarray:
     """Read and decode an image, and close its descriptor.
 
     Raises:
@@ -86,6 +88,6 @@ def _decode(descriptor: int, limits: Limits, loaded: LoadedModel) -> torch.Tenso
         os.close(descriptor)
     try:
         with processor_time(limits.max_decode):
-            return decode.decode(data, loaded.spec.preprocess, limits.max_pixels)
+            return decode.decode(data, engine.spec.preprocess, limits.max_pixels, engine.shrink)
     except MemoryError:
         raise TooLarge("the image needs more memory than there is") from None

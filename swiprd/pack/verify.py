@@ -17,7 +17,7 @@ from swiprd.folder.spec import Activation, Preprocess, load_spec
 from swiprd.folder.toml_table import SpecError
 from swiprd.folder.trusted_programs import Code
 from swiprd.inference import decode
-from swiprd.inference.model import load_model, probabilities
+from swiprd.inference.model import load_model
 from swiprd.inference.programs import load_exported, load_torchscript
 from swiprd.pack.errors import NotProven, NotWeights
 from swiprd.pack.formats import Format
@@ -46,8 +46,8 @@ def prove(folder: Path, trusted: Code | None = None) -> Answer:
     try:
         loaded = load_model(load_spec(folder), trusted)
         begin = time.perf_counter()
-        crops = decode.decode(_picture(), loaded.spec.preprocess)
-        row = probabilities(loaded, crops.unsqueeze(0))[0]
+        crops = decode.decode(_picture(), loaded.spec.preprocess, shrink=loaded.shrink)
+        row = loaded.probabilities(crops[None])[0]
         seconds = time.perf_counter() - begin
     except SpecError as error:
         raise NotProven(str(error)) from None
@@ -58,7 +58,7 @@ def prove(folder: Path, trusted: Code | None = None) -> Answer:
     if row.shape != (len(loaded.labels),):
         found = f"{list(row.shape)} outputs, where there are {len(loaded.labels)} labels"
         raise NotProven(found)
-    if not torch.isfinite(row).all():
+    if not np.isfinite(row).all():
         raise NotProven("the answer to a picture is not a number: are there NaNs in the weights?")
     return Answer(
         labels=loaded.labels,
@@ -81,9 +81,9 @@ def try_program(
             program = load_torchscript(file, opened)
         else:
             program = load_exported(file, opened, preprocess.crop, Path("--crop"))
-        crops = torch.cat([decode.decode(_picture(seed), preprocess) for seed in range(3)])
+        crops = np.concatenate([decode.decode(_picture(seed), preprocess) for seed in range(3)])
         with torch.inference_mode():
-            outputs = program(crops)
+            outputs = program(torch.from_numpy(crops))
     except SpecError as error:
         raise NotWeights(str(error).replace("--crop: preprocess.crop:", "--crop:")) from None
     except Exception as error:  # a script's assert, an export's guard: nearly anything

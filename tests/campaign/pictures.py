@@ -58,8 +58,8 @@ class Pictures:
         self.rows = np.empty((0, len(loaded.labels)))
         while len(self.files) < count:
             data = _picture(rng)
-            crops = decode.decode(data, loaded.spec.preprocess)
-            row = model.probabilities(loaded, crops[None])[0].double().numpy()
+            crops = decode.decode(data, loaded.spec.preprocess, shrink=loaded.shrink)
+            row = loaded.probabilities(crops[None])[0].astype(np.float64)
             if any(_difference(row, other) < _APART for other in self.rows):
                 continue
             self.rows = np.vstack([self.rows, row])

@@ -19,7 +19,7 @@ from swiprd.check import check as swiprd_check
 from swiprd.folder.model_id import identify
 from swiprd.folder.spec import load_spec
 from swiprd.inference import decode
-from swiprd.inference.model import load_model, probabilities
+from swiprd.inference.model import load_model
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
@@ -99,7 +99,7 @@ def test_a_model_that_works(
     for name, row in zip(("a.jpg", "b.jpg"), rows, strict=True):
         path, *numbers = row.split(",")
         crops = decode.decode((folder / name).read_bytes(), spec.preprocess)
-        expected = probabilities(loaded, crops.unsqueeze(0))[0]
+        expected = torch.from_numpy(loaded.probabilities(crops[None]))[0]
         assert path == name
         found = torch.tensor([float(number) for number in numbers])
         assert torch.allclose(found, expected, rtol=0, atol=1e-4)

@@ -13,7 +13,7 @@ from PIL import Image
 from swiprd.folder.model_id import digest_weights
 from swiprd.folder.spec import ModelSpec, load_spec
 from swiprd.inference.decode import decode
-from swiprd.inference.model import LoadedModel, load_model, probabilities
+from swiprd.inference.model import LoadedModel, load_model
 from swiprd.inference.preprocess import preprocess
 from swiprd.inference.torchvision_import import import_torchvision
 from swiprd.training.focus import camera, recipe, scenes
@@ -91,8 +91,8 @@ def test_canary_row(loaded: LoadedModel) -> None:
     canary = loaded.spec.canary
     assert canary is not None
     assert canary.probabilities is not None
-    crops = decode(canary.image.read_bytes(), loaded.spec.preprocess)
-    row = probabilities(loaded, crops[None])[0]
+    crops = decode(canary.image.read_bytes(), loaded.spec.preprocess, shrink=loaded.shrink)
+    row = loaded.probabilities(crops[None])[0]
     assert row.tolist() == pytest.approx(canary.probabilities, abs=1e-4)
     assert row[0] > 0.9
 
@@ -106,7 +106,7 @@ def test_generated_photographs_of_unseen_scenes(loaded: LoadedModel) -> None:
         label = index % 2
         taken = camera.photograph(rng, unseen, label, 320, camera.EVERYDAY)
         crops = preprocess(Image.fromarray(taken), loaded.spec.preprocess)
-        scores[label].append(float(probabilities(loaded, crops[None])[0, 0]))
+        scores[label].append(float(loaded.probabilities(crops[None])[0, 0]))
     assert area_under_curve(scores[camera.SHARP], scores[camera.BLURRED]) > 0.96
 
 
@@ -168,7 +168,7 @@ def test_retraining_writes_a_whole_model(tmp_path: Path) -> None:
     assert made.canary is not None
     assert made.canary.probabilities is not None
     loaded = load_model(made)
-    crops = decode(made.canary.image.read_bytes(), made.preprocess)
-    row = probabilities(loaded, crops[None])[0].tolist()
+    crops = decode(made.canary.image.read_bytes(), made.preprocess, shrink=loaded.shrink)
+    row = loaded.probabilities(crops[None])[0].tolist()
     assert row == pytest.approx(made.canary.probabilities, abs=1e-4)
     assert (tmp_path / "training.png").stat().st_size < 100_000

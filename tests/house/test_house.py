@@ -44,6 +44,18 @@ SHARED = {"swiprctl.errors", "swiprctl.protocol", "swiprctl.version"}
 PRINTED = {"swiprctl.report", "swiprctl.rows"}
 """And those commands too, whose output is to read like the client's."""
 
+WITHOUT_TORCH = {
+    f"swiprd.inference.{name}"
+    for name in (
+        *("area", "decode", "decode_limits", "engine", "forkserver", "preprocess", "sampling"),
+        "worker",
+    )
+}
+"""Of what runs models, those that know no library that does: they serve beside any."""
+
+LIGHT_ENOUGH = {"numpy", "PIL"}
+"""What these may import all the same."""
+
 ANYTHING = re.compile(r"\b(Base)?Exception\b")
 
 MANAGERS = re.compile(r"\b(?:LISTEN_(?:PID|FDS|FDNAMES)|NOTIFY_SOCKET|WATCHDOG_(?:USEC|PID))\b")
@@ -187,6 +199,20 @@ def test_the_front_reaches_none_of_it() -> None:
         todo |= imported(MODULES[name]) - seen - COMMANDS
     assert {"swiprd.pool.pool", "swiprd.front.server"} <= seen
     assert not [name for name in seen if heavy(name) and name not in LIGHT]
+
+
+@pytest.mark.parametrize("name", sorted(WITHOUT_TORCH))
+def test_who_serves_without_torch(name: str) -> None:
+    """Not by way of another module either; the forkserver takes it in when it loads a model."""
+    at_start = name == "swiprd.inference.forkserver"
+    seen: set[str] = set()
+    todo = {name}
+    while todo:
+        module = MODULES[todo.pop()]
+        seen.add(module.name)
+        todo |= imported(module, at_start=at_start) - seen
+        found = (one for one in module.run if not (at_start and one.in_function))
+        assert not places(module, (one for one in found if one.top in HEAVY - LIGHT_ENOUGH))
 
 
 def folder_of(name: str) -> str:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from imagefiles import encoded, picture
@@ -23,7 +24,7 @@ from swiprd.folder.spec import load_spec
 from swiprd.folder.toml_table import SpecError
 from swiprd.inference import architectures, decode
 from swiprd.inference.architectures import import_timm
-from swiprd.inference.model import LoadedModel, load_model, probabilities
+from swiprd.inference.model import LoadedModel, load_model
 from swiprd.inference.preprocess import preprocess
 from swiprd.inference.skeleton import Skeleton
 from swiprd.inference.state_dict import shapes
@@ -123,7 +124,8 @@ def plain_outputs(module: nn.Module, state: dict[str, torch.Tensor], size: int) 
 def check_outputs(loaded: LoadedModel, expected: torch.Tensor, size: int) -> None:
     """As probabilities, the outputs of such weights are mostly 0 and 1: compare them as such."""
     spec = replace(loaded.spec, activation="none")
-    rows = probabilities(replace(loaded, spec=spec), crops(size).unsqueeze(1))
+    engine = replace(loaded, spec=spec)
+    rows = torch.from_numpy(engine.probabilities(crops(size).unsqueeze(1).numpy()))
     assert rows.isfinite().all()
     assert (rows - expected).abs().max() < TOLERANCE * expected.abs().max()
     assert expected.std(dim=1).min() > 1e-2 * expected.abs().max(), "any weights would do"
@@ -155,7 +157,7 @@ def test_fastai_s_resnext101() -> None:
 
 def answer(loaded: LoadedModel, jpeg: bytes) -> torch.Tensor:
     crops = decode.decode(jpeg, loaded.spec.preprocess)
-    return probabilities(loaded, crops.unsqueeze(0))[0]
+    return torch.from_numpy(loaded.probabilities(crops[None]))[0]
 
 
 def test_chexnet_with_and_without_its_ten_crops(tmp_path: Path) -> None:
@@ -338,7 +340,7 @@ def test_what_pack_writes_for_timm_is_timm_s_own_transform(name: str) -> None:
     image = picture(400, 300).convert("RGB")
     expected = data.create_transform(**config)(image)
     found = preprocess(image, for_timm(f"timm:{name}").preprocess)[0]
-    assert torch.allclose(found, expected, rtol=0, atol=1e-6)
+    assert np.allclose(found, expected.numpy(), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -366,12 +368,13 @@ def test_timm_s_sizes_and_heads(tmp_path: Path) -> None:
 TIMM = """
 import os, sys
 from pathlib import Path
+import numpy as np
 import torch
 torch.set_num_threads(1)
 from swiprd.inference.architectures import import_timm
 from swiprd.folder.spec import load_spec
 from swiprd.inference.preprocess import preprocess
-from swiprd.inference.model import load_model, probabilities
+from swiprd.inference.model import load_model
 before = len(os.listdir("/proc/self/task"))
 loaded = load_model(load_spec(Path(sys.argv[1])))
 assert len(os.listdir("/proc/self/task")) == before, "a thread was started"
@@ -380,7 +383,8 @@ if pid := os.fork():
     assert status == 0, status
 else:
     torch.set_num_threads(2)
-    os._exit(0 if probabilities(loaded, torch.zeros(8, 1, 3, 96, 96)).shape == (8, 3) else 3)
+    row = loaded.probabilities(np.zeros((8, 1, 3, 96, 96), np.float32))
+    os._exit(0 if row.shape == (8, 3) else 3)
 print("well")
 """
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from imagefiles import bmp, encoded, many_scans, picture, png
@@ -22,6 +21,7 @@ from swiprctl.errors import BadImage, TooLarge
 from swiprd.folder.spec import Preprocess
 from swiprd.inference import decode, preprocess
 from swiprd.inference.decode_limits import has_too_many_scans
+from swiprd.inference.shrink import shrink
 from swiprd.inference.torchvision_import import import_torchvision
 
 pytestmark = pytest.mark.timeout(60)
@@ -31,7 +31,7 @@ PLAIN = Preprocess()
 MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "RGBa"]
 
 
-def by_torchvision(image: Image.Image, recipe: Preprocess) -> torch.Tensor:
+def by_torchvision(image: Image.Image, recipe: Preprocess) -> np.ndarray:
     """Follow the plain recipe with torchvision's own transforms: [crops, 3, crop, crop]."""
     import_torchvision()
     from torchvision import transforms
@@ -52,7 +52,8 @@ def by_torchvision(image: Image.Image, recipe: Preprocess) -> torch.Tensor:
         [transforms.ToTensor(), transforms.Normalize(recipe.mean, recipe.std)]
     )
     crops = cut(resize(image.convert("RGB")))
-    return torch.stack([finish(one) for one in (crops if isinstance(crops, tuple) else [crops])])
+    every = crops if isinstance(crops, tuple) else [crops]
+    return np.stack([finish(one).numpy() for one in every])
 
 
 def fastai_s_side(width: int, height: int, size: int) -> int:
@@ -81,7 +82,7 @@ def test_preprocess_equals_torchvision(width: int, height: int, mode: str, **key
     recipe = Preprocess(**keys)
     image = picture(width, height, mode)
     data = encoded(image, "TIFF" if mode in ("CMYK", "YCbCr") else "PNG")
-    assert torch.equal(decode.decode(data, recipe), by_torchvision(image, recipe))
+    assert np.array_equal(decode.decode(data, recipe), by_torchvision(image, recipe))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -114,10 +115,10 @@ def test_every_format_that_is_allowed(format: str, options: dict[str, Any]) -> N
     data = encoded(picture(500, 375), format, **options)
     with Image.open(io.BytesIO(data)) as image:
         expected = by_torchvision(image, PLAIN)
-    tensor = decode.decode(data, PLAIN)
-    assert torch.equal(tensor, expected)
-    assert (tensor.shape, tensor.dtype) == ((1, 3, 224, 224), torch.float32)
-    assert tensor.is_contiguous()
+    crops = decode.decode(data, PLAIN)
+    assert np.array_equal(crops, expected)
+    assert (crops.shape, crops.dtype) == ((1, 3, 224, 224), np.float32)
+    assert crops.flags.c_contiguous
 
 
 @pytest.mark.parametrize("format", ["PPM", "ICO", "EPS", "PCX", "TGA", "SGI", "JPEG2000", "ICNS"])
@@ -203,9 +204,9 @@ def test_a_square_of_next_to_nothing(size: tuple[int, int]) -> None:
     assert preprocess.preprocess(picture(*size), recipe).shape == (1, 3, 49, 49)
 
 
-def pixels(tensor: torch.Tensor) -> np.ndarray:
+def pixels(crops: np.ndarray) -> np.ndarray:
     """Undo the scaling of a recipe whose mean is 0 and std 1: uint8 [crops, h, w, 3]."""
-    return (tensor * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return (crops * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
 
 
 def plainly(**keys: Any) -> Preprocess:
@@ -263,9 +264,9 @@ def test_exif_is_ignored_or_applied_as_the_bundle_says(orientation: int) -> None
     data = encoded(picture(400, 300), "JPEG", exif=exif)
     with Image.open(io.BytesIO(data)) as image:
         turned = ImageOps.exif_transpose(image)
-        assert torch.equal(decode.decode(data, PLAIN), by_torchvision(image, PLAIN))
+        assert np.array_equal(decode.decode(data, PLAIN), by_torchvision(image, PLAIN))
     upright = decode.decode(data, Preprocess(exif="apply"))
-    assert torch.equal(upright, by_torchvision(turned, PLAIN))
+    assert np.array_equal(upright, by_torchvision(turned, PLAIN))
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
@@ -277,7 +278,9 @@ def test_draft_leaves_at_least_twice_the_size(orientation: int) -> None:
     image = decode.load_image(data, recipe)
     assert sorted(image.size) == [200, 400]
     exact = decode.decode(data, Preprocess(resize=200, edge="long", exif="apply"))
-    assert (decode.decode(data, recipe) - exact).abs().mean() < 0.02
+    for resizer in (None, shrink):
+        drafted = decode.decode(data, recipe, shrink=resizer)
+        assert np.abs(drafted - exact).mean() < 0.02
     # 401 would not do with half of 801
     near = Preprocess(resize=401, edge="long", draft=True)
     assert decode.load_image(encoded(picture(801, 400), "JPEG"), near).size == (801, 400)
@@ -290,9 +293,9 @@ def test_draft_of_a_picture_that_a_square_is_cut_of(orientation: int) -> None:
     data = encoded(picture(1600, 800), "JPEG", exif=exif)
     keys: dict[str, Any] = {"resize": 200, "crop": 200, "edge": "square", "exif": "apply"}
     assert sorted(decode.load_image(data, Preprocess(**keys, draft=True)).size) == [400, 800]
-    drafted = decode.decode(data, Preprocess(**keys, draft=True))
+    drafted = decode.decode(data, Preprocess(**keys, draft=True), shrink=shrink)
     exact = decode.decode(data, Preprocess(**keys))
-    assert (drafted - exact).abs().mean() < 0.02
+    assert np.abs(drafted - exact).mean() < 0.02
     # 200 of 600 pixels would be left of a side whose square has 1.5 times 201.
     near = Preprocess(**{**keys, "resize": 201}, draft=True)
     assert decode.load_image(encoded(picture(1200, 600), "JPEG"), near).size == (1200, 600)
@@ -303,10 +306,27 @@ def test_draft_resizes_as_pillow_does_but_for_a_level(size: tuple[int, int]) -> 
     image = picture(*size)
     quick = plainly(resize=200, edge="long", crop=200, draft=True)
     exact = plainly(resize=200, edge="long", crop=200)
-    found, expected = (pixels(preprocess.preprocess(image, one)) for one in (quick, exact))
+    expected = pixels(preprocess.preprocess(image, exact))
+    found = pixels(preprocess.preprocess(image, quick, shrink=shrink))
     off = np.abs(found.astype(int) - expected)
     assert off.max() <= 1
     assert (off > 0).mean() < 0.05
+
+
+def test_draft_resizes_as_pillow_does_without_another_resizer() -> None:
+    image = picture(700, 500)
+    keys: dict[str, Any] = {"resize": 200, "edge": "long", "crop": 200}
+    exact = preprocess.preprocess(image, plainly(**keys), shrink=shrink)
+    assert np.array_equal(preprocess.preprocess(image, plainly(**keys, draft=True)), exact)
+    assert np.array_equal(preprocess.preprocess(image, plainly(**keys)), exact)
+
+
+@pytest.mark.parametrize("size", [(200, 100), (100, 100), (800, 800), (1000, 200)])
+def test_nothing_is_shrunk_that_a_decoder_would_not_have_left_so(size: tuple[int, int]) -> None:
+    quick = plainly(resize=200, edge="long", crop=200, draft=True)
+    exact = plainly(resize=200, edge="long", crop=200)
+    found = preprocess.preprocess(picture(*size), quick, shrink=shrink)
+    assert np.array_equal(found, preprocess.preprocess(picture(*size), exact))
 
 
 def test_draft_of_other_kinds() -> None:
@@ -316,7 +336,7 @@ def test_draft_of_other_kinds() -> None:
         with Image.open(io.BytesIO(data)) as image:
             exact = by_torchvision(image, Preprocess(resize=100))
         assert decode.load_image(data, recipe).size == (200, 200)
-        assert (decode.decode(data, recipe) - exact).abs().mean() < 0.02
+        assert np.abs(decode.decode(data, recipe, shrink=shrink) - exact).mean() < 0.02
     phone = encoded(picture(1600, 1600), "MPO", save_all=True, append_images=[picture(8, 8)])
     assert decode.load_image(phone, recipe).size == (200, 200)
     assert decode.load_image(encoded(picture(800, 800), "PNG"), recipe).size == (800, 800)
@@ -332,14 +352,14 @@ def test_only_the_first_frame_counts(format: str) -> None:
     with Image.open(io.BytesIO(data)) as image:
         assert image.n_frames > 1  # type: ignore[attr-defined]
         expected = by_torchvision(image, PLAIN)
-    assert torch.equal(decode.decode(data, PLAIN), expected)
+    assert np.array_equal(decode.decode(data, PLAIN), expected)
 
 
 def test_cmyk_jpeg() -> None:
     data = encoded(picture(100, 80, "CMYK"), "JPEG")
     with Image.open(io.BytesIO(data)) as image:
         assert image.mode == "CMYK"
-        assert torch.equal(decode.decode(data, PLAIN), by_torchvision(image, PLAIN))
+        assert np.array_equal(decode.decode(data, PLAIN), by_torchvision(image, PLAIN))
 
 
 def test_a_palette_with_transparency_makes_no_noise(recwarn: pytest.WarningsRecorder) -> None:
@@ -490,7 +510,7 @@ SEEDS = [
     keep=st.floats(0.2, 1),
     early=st.booleans(),
 )
-def test_damaged_files_end_in_a_tensor_or_a_named_error(
+def test_damaged_files_end_in_crops_or_a_named_error(
     seed: bytes, edits: list[tuple[float, bytes]], keep: float, early: bool
 ) -> None:
     data = bytearray(seed)
@@ -499,10 +519,10 @@ def test_damaged_files_end_in_a_tensor_or_a_named_error(
         at = int(where * (64 if early else len(data)))
         data[at : at + len(patch)] = patch
     recipe = Preprocess(resize=32, crop=24, draft=True, exif="apply")
-    # Anything but these two fails the test, as does a warning or a tensor of another shape.
+    # Anything but these two fails the test, as does a warning or crops of another shape.
     with contextlib.suppress(BadImage, TooLarge):
-        tensor = decode.decode(bytes(data[: int(len(data) * keep)]), recipe, 1_000_000)
-        assert tensor.shape == (1, 3, 24, 24)
+        crops = decode.decode(bytes(data[: int(len(data) * keep)]), recipe, 1_000_000, shrink)
+        assert crops.shape == (1, 3, 24, 24)
 
 
 class TestScans:

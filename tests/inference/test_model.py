@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from imagefiles import encoded, picture
@@ -21,7 +22,7 @@ from PIL import Image
 from swiprd.folder.spec import ModelSpec, Preprocess, load_spec
 from swiprd.folder.toml_table import SpecError
 from swiprd.inference import architectures, decode, model, preprocess
-from swiprd.inference.model import LoadedModel, load_model, probabilities
+from swiprd.inference.model import LoadedModel, load_model
 from swiprd.inference.torchvision_import import import_torchvision
 
 pytestmark = pytest.mark.timeout(60)
@@ -97,8 +98,8 @@ def by_hand(module: torch.nn.Module, crops: str = "center", size: int = 224) -> 
 
 def answer(loaded: LoadedModel) -> torch.Tensor:
     """Answer the test's picture through decode.py and model.py: [labels]."""
-    crops = decode.decode(JPEG, loaded.spec.preprocess)
-    return probabilities(loaded, crops.unsqueeze(0))[0]
+    crops = decode.decode(JPEG, loaded.spec.preprocess, shrink=loaded.shrink)
+    return torch.from_numpy(loaded.probabilities(crops[None]))[0]
 
 
 @pytest.mark.parametrize(
@@ -194,16 +195,17 @@ def test_a_batch_answers_as_its_pictures_do_alone(
     resnet: tuple[LoadedModel, torch.nn.Module],
 ) -> None:
     loaded = changed(resnet[0], crops="grid", grid=(2, 3), crop=96, edge="long", pool="logits")
-    crops = torch.stack(
+    crops = np.stack(
         [
             preprocess.preprocess(picture(90 * n, 200, seed=n), loaded.spec.preprocess)
             for n in (1, 2, 3)
         ]
     )
     assert crops.shape == (3, 6, 3, 96, 96)
-    together = probabilities(loaded, crops)
-    alone = torch.cat([probabilities(loaded, one.unsqueeze(0)) for one in crops])
-    assert torch.allclose(together, alone, rtol=0, atol=TOLERANCE)
+    together = loaded.probabilities(crops)
+    alone = np.concatenate([loaded.probabilities(one[None]) for one in crops])
+    assert (together.shape, together.dtype) == ((3, 3), np.float32)
+    assert np.allclose(together, alone, rtol=0, atol=TOLERANCE)
 
 
 def test_what_a_loaded_model_says_of_itself(resnet: tuple[LoadedModel, torch.nn.Module]) -> None:
@@ -214,7 +216,28 @@ def test_what_a_loaded_model_says_of_itself(resnet: tuple[LoadedModel, torch.nn.
     assert loaded.versions["torch"] == torch.__version__
     assert not loaded.module.training
     assert not any(one.requires_grad for one in loaded.module.parameters())
-    assert model.to_device(loaded, "cpu") is loaded
+    assert loaded.to_device("cpu") is loaded
+    assert (loaded.name, loaded.device) == ("torch", "cpu")
+
+
+def test_threads_are_torch_s(resnet: tuple[LoadedModel, torch.nn.Module]) -> None:
+    resnet[0].set_threads(2)
+    try:
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_doubles_that_a_module_answers_become_floats(
+    resnet: tuple[LoadedModel, torch.nn.Module],
+) -> None:
+    class Double(torch.nn.Module):
+        def forward(self, batch: torch.Tensor) -> torch.Tensor:
+            return batch.double().mean(dim=(2, 3))
+
+    loaded = replace(resnet[0], module=Double())
+    rows = loaded.probabilities(np.ones((1, 1, 3, 64, 64), np.float32))
+    assert (rows.shape, rows.dtype) == ((1, 3), np.float32)
 
 
 def test_imagenet_labels_come_from_torchvision(tmp_path: Path) -> None:
@@ -451,11 +474,12 @@ def test_a_crop_that_the_architecture_cannot_take(tmp_path: Path) -> None:
 LOAD = """
 import os, sys
 from pathlib import Path
+import numpy as np
 import torch
 torch.set_num_threads(1)
 from swiprd.inference import decode
 from swiprd.folder.spec import load_spec
-from swiprd.inference.model import load_model, probabilities
+from swiprd.inference.model import load_model
 folder = Path(sys.argv[1])
 before = len(os.listdir("/proc/self/task"))
 loaded = load_model(load_spec(folder))
@@ -476,7 +500,7 @@ else:
     torch.set_num_threads(2)
     modules = set(sys.modules)
     size = loaded.spec.preprocess.crop
-    row = probabilities(loaded, torch.zeros(2, 1, 3, size, size))
+    row = loaded.probabilities(np.zeros((2, 1, 3, size, size), np.float32))
     new = set(sys.modules) - modules
     os._exit(0 if row.shape == (2, 3) and not new else print(new, file=sys.stderr) or 3)
 print("well")

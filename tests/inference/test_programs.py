@@ -19,7 +19,7 @@ from swiprd.folder import consent
 from swiprd.folder.spec import load_spec
 from swiprd.folder.toml_table import SpecError
 from swiprd.inference import model
-from swiprd.inference.model import load_model, probabilities
+from swiprd.inference.model import load_model
 from swiprd.inference.programs import load_torchscript
 
 pytestmark = [
@@ -111,7 +111,8 @@ def expected(module: nn.Module) -> torch.Tensor:
 
 
 def answers(folder: Path) -> torch.Tensor:
-    return probabilities(load_model(load_spec(folder)), crops().unsqueeze(1))
+    rows = load_model(load_spec(folder)).probabilities(crops().unsqueeze(1).numpy())
+    return torch.from_numpy(rows)
 
 
 def traced(folder: Path, module: nn.Module) -> None:
@@ -175,7 +176,7 @@ def test_ten_crops_through_a_program_for_one_picture(folder: Path) -> None:
     module = Net().eval()
     exported(folder, module, 1, fixed=True)
     loaded = load_model(load_spec(describe(folder, "export")))
-    rows = probabilities(loaded, crops().unsqueeze(0))
+    rows = torch.from_numpy(loaded.probabilities(crops().unsqueeze(0).numpy()))
     assert torch.allclose(rows[0], expected(module).mean(dim=0), rtol=0, atol=TOLERANCE)
 
 
@@ -371,10 +372,11 @@ def test_a_program_of_another_user(folder: Path) -> None:
 LOAD = """
 import os, sys
 from pathlib import Path
+import numpy as np
 import torch
 torch.set_num_threads(1)
 from swiprd.folder.spec import load_spec
-from swiprd.inference.model import load_model, probabilities
+from swiprd.inference.model import load_model
 before = len(os.listdir("/proc/self/task"))
 loaded = load_model(load_spec(Path(sys.argv[1])))
 assert len(os.listdir("/proc/self/task")) == before, "a thread was started"
@@ -383,7 +385,7 @@ if pid := os.fork():
     assert status == 0, status
 else:
     torch.set_num_threads(2)
-    row = probabilities(loaded, torch.zeros(64, 1, 3, 32, 32))
+    row = loaded.probabilities(np.zeros((64, 1, 3, 32, 32), np.float32))
     os._exit(0 if row.shape == (64, 3) else 3)
 print("well")
 """

@@ -39,7 +39,7 @@ from torch import nn
 from swiprd.__main__ import main
 from swiprd.folder.spec import load_spec
 from swiprd.inference import decode
-from swiprd.inference.model import load_model, probabilities
+from swiprd.inference.model import load_model
 from swiprd.inference.torchvision_import import import_torchvision
 from swiprd.pack.errors import CannotOpen, CannotWrite, Interrupted
 from swiprd.pack.labels import given
@@ -98,8 +98,8 @@ class Pack:
     def answer(self, image: bytes) -> torch.Tensor:
         """Answer as a worker does: [labels]."""
         loaded = load_model(load_spec(self.folder))
-        crops = decode.decode(image, loaded.spec.preprocess)
-        return probabilities(loaded, crops.unsqueeze(0))[0]
+        crops = decode.decode(image, loaded.spec.preprocess, shrink=loaded.shrink)
+        return torch.from_numpy(loaded.probabilities(crops[None]))[0]
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from swiprd.folder.spec import load_spec
-from swiprd.inference.model import LoadedModel, load_model, probabilities
+from swiprd.inference.model import LoadedModel, load_model
 from swiprd.inference.preprocess import preprocess, resized
 
 Floats = npt.NDArray[np.floating]
@@ -125,8 +125,8 @@ def laplacian_variance(image: Image.Image) -> float:
 
 def sharpness(loaded: LoadedModel, image: Image.Image) -> float:
     """Return the model's probability of "sharp", by the daemon's own code."""
-    crops = preprocess(image, loaded.spec.preprocess)
-    return float(probabilities(loaded, crops[None])[0, loaded.labels.index("sharp")])
+    crops = preprocess(image, loaded.spec.preprocess, shrink=loaded.shrink)
+    return float(loaded.probabilities(crops[None])[0, loaded.labels.index("sharp")])
 
 
 def judge(
