@@ -41,8 +41,9 @@ forkserver: started by the front with exec, so that no torch is in the front. Im
     front dies. The front reaps it, and starts another where it died by itself.
 
 worker: forked from the forkserver. Reads the image's descriptor, decodes, preprocesses, runs the
-    forward pass, answers; one batch at a time. Imports what the forkserver has. Has one socket, to
-    the front, opens no path and keeps no state from one batch to the next.
+    forward pass, answers; one batch at a time. Imports what the forkserver has, and nothing more:
+    its own code knows no torch, only the engine that it inherits (swiprd.inference.engine). Has
+    one socket, to the front, opens no path and keeps no state from one batch to the next.
     Ends on EOF; by the front's SIGKILL through a pidfd, at a deadline or when its answers are
     wrong; by SIGPROF, where a decoder takes too long; by SIGKILL when the forkserver dies. The
     forkserver reaps it and tells the front the exit status.
