@@ -205,12 +205,14 @@ def _normalized(crops: list[np.ndarray], recipe: Preprocess) -> np.ndarray:
     """
     mean, std = _statistics(recipe.mean, recipe.std)
     normalized = np.empty((len(crops), 3, recipe.crop, recipe.crop), np.float32)
-    # One after the other, as each fits into the processor's cache.
-    for planes, crop in zip(normalized, crops, strict=True):
-        np.copyto(planes, crop.transpose(2, 0, 1))
-        planes /= 255
-        planes -= mean
-        planes /= std
+    # One after the other, as each fits into the processor's cache. Where a folder's mean or std
+    # leads out of float32, the model's answer says so: no warning is due for each picture.
+    with np.errstate(all="ignore"):
+        for planes, crop in zip(normalized, crops, strict=True):
+            np.copyto(planes, crop.transpose(2, 0, 1))
+            planes /= 255
+            planes -= mean
+            planes /= std
     return normalized
 
 

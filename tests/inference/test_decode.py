@@ -254,6 +254,14 @@ def test_five_and_ten_crops_of_a_smaller_picture_are_padded_as_center_is(crops: 
     assert all(np.array_equal(one, padded[:, ::-1]) for one in every[5:])
 
 
+def test_numbers_beyond_float32_are_no_warning() -> None:
+    recipe = Preprocess(resize=None, crop=4, mean=(0.0,) * 3, std=(1e-39,) * 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        crops = preprocess.preprocess(Image.new("RGB", (4, 4), "white"), recipe)
+    assert np.isinf(crops).all()
+
+
 # --- what pictures are like -------------------------------------------------------------------
 
 
