@@ -16,25 +16,32 @@ from swiprd.folder.toml_table import SpecError
 def identify(spec: ModelSpec) -> str:
     """Return the model's id: its name, "@", and 12 hexadecimal digits of what decides its answers.
 
-    Those digest what model.toml says of the answers (not how they are served or checked), the
-    labels, and the SHA-256 of the weights: the recorded one, which is believed, or else the
-    file's own (about a second per gigabyte).
+    Those are the first of `digest_answers`, with the SHA-256 of the weights that model.toml
+    records, which is believed, or else the file's own (about a second per gigabyte).
 
     Raises:
         SpecError: the weights have gone since `load_spec`.
+    """
+    return f"{spec.name}@{digest_answers(spec, spec.sha256 or digest_weights(spec))[:12]}"
+
+
+def digest_answers(spec: ModelSpec, weights: str) -> str:
+    """Return the SHA-256, in hexadecimal, of what decides a model's answers.
+
+    That is what model.toml says of the answers (not how they are served or checked), the labels,
+    and the weights, of which `weights` is the SHA-256.
     """
     decides = {
         "architecture": spec.architecture,
         "head": spec.head,
         "match": spec.match,
-        "weights": spec.sha256 or digest_weights(spec),
+        "weights": weights,
         "labels": spec.labels,
         "activation": spec.activation,
         "thresholds": spec.thresholds,
         "preprocess": asdict(spec.preprocess),
     }
-    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode())
-    return f"{spec.name}@{digest.hexdigest()[:12]}"
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
 def digest_weights(spec: ModelSpec) -> str:

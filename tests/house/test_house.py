@@ -14,7 +14,7 @@ import pytest
 pytestmark = pytest.mark.timeout(30)
 
 ROOT = Path(__file__).parent.parent.parent
-HEAVY = {"torch", "torchvision", "numpy", "PIL", "timm", "safetensors"}
+HEAVY = {"torch", "torchvision", "numpy", "PIL", "timm", "safetensors", "onnx", "onnxruntime"}
 
 MAY_BE_HEAVY = {"swiprd.inference", "swiprd.pack", "swiprd.training", "swiprd.check"}
 """Folders, and one command, that may import torch. Each of them runs in a process of its own."""
