@@ -6,6 +6,7 @@
 # make e2e    the packages on a Debian 13 with a real systemd (as root); STEPS="1 6" for some of it
 # make bench  figures for this machine; BENCH_ARGS=--help for what can be chosen
 # make campaign  the promises under faults, in full; CAMPAIGN_ARGS=--help for what can be chosen
+# make compiled  the compiled form of the shipped model, after a change of its weights or model.toml
 # make clean  forget the environment
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint .ci/constraints.txt
 INPUTS := pyproject.toml .ci/constraints.txt
 
-.PHONY: demo test test-all lint deb e2e bench campaign clean
+.PHONY: demo test test-all lint deb e2e bench campaign compiled clean
 
 demo: $(VENV)/.daemon
 	@$(BIN)/python tests/demo.py
@@ -46,6 +47,11 @@ bench: $(VENV)/.test
 
 campaign: $(VENV)/.test
 	$(BIN)/python tests/campaign $(CAMPAIGN_ARGS)
+
+FOCUS := swiprd/models/focus
+compiled: $(VENV)/.test
+	$(BIN)/python -P -m swiprd.inference.compile $(FOCUS) $(FOCUS)
+	ORT_DISABLE_TELEMETRY=1 $(BIN)/python -P -m swiprd.inference.prove $(FOCUS) $(FOCUS)
 
 # An extra an environment: each stamp says which one is installed.
 $(VENV)/.%: $(INPUTS) | $(BIN)/python

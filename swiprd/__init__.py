@@ -3,8 +3,9 @@
     systemd, a shell or swiprctl
     └── front                   one                     swiprd.front, swiprd.pool
         ├── intake              a few for each uid      swiprd.intake
-        └── forkserver          one for each model      swiprd.inference.forkserver
-            └── worker          as calibrated, and one  swiprd.inference.worker
+        ├── forkserver          one for each model      swiprd.inference.forkserver
+        │   └── worker          as calibrated, and one  swiprd.inference.worker
+        └── compile, prove      once for a model        swiprd.inference.compile, .prove
 
 `swiprd serve` that has answered one picture of root's, calibrated for two workers; the third worker
 is the standby (memory in KiB; the forkserver's and the workers' is mostly shared):
@@ -33,8 +34,10 @@ intake: forked from the front, without exec, when a uid's client first passes a 
     dies (PR_SET_PDEATHSIG). One that is blocked in its file system ends when that answers. The
     front reaps it.
 
-forkserver: started by the front with exec, so that no torch is in the front. Imports torch, loads
-    the model once and forks a worker when told to: 10 ms, and the weights are shared. Runs no
+forkserver: started by the front with exec, so that no torch is in the front. Imports what runs the
+    model: onnxruntime, where the model has a compiled form that is proven and no slower, or else
+    torch; never both (swiprd.inference.engines). Loads the model once and forks a worker when told
+    to: 10 ms, and the weights are shared. Runs no
     forward pass and starts no thread, because a fork would not have it; initialises no CUDA,
     decodes no image. A new model is loaded by a second forkserver beside the first.
     Ends on EOF from the front, after it has killed and reaped its workers; by SIGKILL when the
@@ -48,8 +51,17 @@ worker: forked from the forkserver. Reads the image's descriptor, decodes, prepr
     wrong; by SIGPROF, where a decoder takes too long; by SIGKILL when the forkserver dies. The
     forkserver reaps it and tells the front the exit status.
 
+compile, prove: started by the front, one after the other, when nobody asks for anything and torch
+    serves a model that has no compiled form yet; beside whatever else runs they do not get on
+    (SCHED_IDLE). compile imports torch, exports the network and writes down what torch answers to
+    17 pictures; prove imports onnxruntime and not torch, and keeps the export if it answers them
+    alike. What they make lies in the cache, and a second forkserver then takes over with it.
+    They end when done, after 15 minutes by the front's SIGKILL, or when the front dies. The front
+    reaps them.
+
 `swiprd check`, `swiprd pack` and `swiprd trust` are commands in a process of their own, without a
-daemon; check and pack import torch.
+daemon; check and pack import torch. pack runs compile and prove as processes of its own; check, a
+process with the compiled form of the folder (swiprd.inference.separate).
 
 Imports between the folders go one way, and tests/house/test_house.py holds them to it: front →
 intake, pool → folder → system; inference and pack → folder, system. The client, swiprctl, imports

@@ -34,6 +34,7 @@ class Settings:
 
     model: Path = DEFAULT_MODEL
     device: str = "auto"  # cpu or cuda; auto takes a GPU where torch sees one
+    engine: str = "auto"  # torch or onnx; auto takes a compiled form that has been proven
     timeout: float = DEFAULT_TIMEOUT  # a request's, where it names none
     max_timeout: float | None = None  # where it names a longer one; None: as `timeout`
     queue: int = 128  # requests waiting and running
@@ -92,7 +93,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "remember": (0, _MOST),
 }
 
-_DEVICES = ("auto", "cpu", "cuda")
+_CHOICES = {"device": ("auto", "cpu", "cuda"), "engine": ("auto", "torch", "onnx")}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -224,8 +225,8 @@ def _checked(name: str, kind: type, value: Any) -> Any:
     fits = isinstance(value, (int, float) if kind is float else kind)
     if not fits or isinstance(value, bool):
         raise ValueError(f"expected {_KIND_NAMES[kind]}, found {value!r}")
-    if name == "device" and value not in _DEVICES:
-        raise ValueError(f"expected one of {', '.join(_DEVICES)}, found {value!r}")
+    if name in _CHOICES and value not in _CHOICES[name]:
+        raise ValueError(f"expected one of {', '.join(_CHOICES[name])}, found {value!r}")
     if name in _RANGES:
         least, most = _RANGES[name]
         if not value >= least:
@@ -254,6 +255,7 @@ _KIND_NAMES: dict[type, str] = {
 _HELP = {
     "model": "the model's folder",
     "device": "cpu, cuda or auto: a GPU where there is one",
+    "engine": "torch, onnx or auto: the compiled form where it has been proven",
     "timeout": "a request's deadline, where it names none",
     "max_timeout": "the longest deadline: what a request names beyond it is cut",
     "queue": "requests waiting and running",

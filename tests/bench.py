@@ -36,16 +36,19 @@ SIZE = (1024, 768)  # pixels of the generated JPEGs
 RUNNER = """
 import json, os, sys, time
 import numpy as np
-import torch
 from pathlib import Path
-threads, batch = int(sys.argv[2]), int(sys.argv[3])
-torch.set_num_threads(threads)
+folder, engine, threads, batch = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 from swiprd.system import imagefile
 from swiprd.inference import decode
-from swiprd.inference import model
 from swiprd.folder.spec import load_spec
-loaded = model.load_model(load_spec(Path(sys.argv[1])))
-files = [os.open(path, os.O_RDONLY) for path in sys.argv[4:]]
+if engine == "torch":
+    from swiprd.inference.model import load_model
+    loaded = load_model(load_spec(folder))
+else:
+    from swiprd.inference.onnx_model import load_onnx
+    loaded = load_onnx(load_spec(folder), folder)
+loaded.set_threads(threads)
+files = [os.open(path, os.O_RDONLY) for path in sys.argv[5:]]
 
 def once(k):
     crops = [
@@ -73,11 +76,11 @@ class InProcess:
     """The bare loop in one or more processes: same decode, preprocess and forward, no daemon."""
 
     def __init__(
-        self, model: Path, photos: list[Path], processes: int, threads: int, batch: int
+        self, model: Path, photos: list[Path], engine: str, processes: int, threads: int, batch: int
     ) -> None:
-        self.name = f"{processes} × {threads} thread{'s' * (threads > 1)}, batch {batch}"
+        self.name = f"{engine} {processes} × {threads} thread{'s' * (threads > 1)}, batch {batch}"
         self.batch = batch
-        command = [sys.executable, "-c", RUNNER, str(model), str(threads), str(batch)]
+        command = [sys.executable, "-c", RUNNER, str(model), engine, str(threads), str(batch)]
         self._processes = [
             subprocess.Popen(
                 [*command, *map(str, photos)],
@@ -167,6 +170,13 @@ def calibrated(daemon: DaemonProcess, folder: Path) -> dict[str, int]:
     return shape
 
 
+def compile_into(model: Path) -> None:
+    """Make the compiled form of a model's folder, in that folder."""
+    for module in ("compile", "prove"):
+        command = [sys.executable, "-P", "-m", f"swiprd.inference.{module}", str(model), str(model)]
+        subprocess.run(command, env=quietly(), check=True)
+
+
 def paired(pairs: list[tuple[float, float]]) -> dict[str, float]:
     """Medians of two figures measured in turns, and of their ratio pair by pair."""
     return {
@@ -200,27 +210,42 @@ def resident_memory(pid: int) -> int:
 
 
 def measure_speed(
-    model: Path, photos: list[Path], folder: Path, scale: float, say: Callable[[str], None]
+    model: Path,
+    photos: list[Path],
+    folder: Path,
+    engines: tuple[str, ...],
+    scale: float,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Latency, throughput, a fresh process an image, and a kill, for one model."""
     found: dict[str, Any] = {}
     files = [os.open(path, os.O_RDONLY) for path in photos]
     cores = len(os.sched_getaffinity(0))
     with ExitStack() as stack:
-        daemon = stack.enter_context(running(folder, model=model))
+        daemon = stack.enter_context(running(folder, engine_option(engines), model=model))
         say("calibrating")
         found["shape"] = calibrated(daemon, folder)
 
         say("latency")
-        single = {t: InProcess(model, photos, 1, t, 1) for t in sorted({1, cores})}
-        latency: dict[int, list[tuple[float, float]]] = {t: [] for t in single}
+        single = {
+            (engine, threads): InProcess(model, photos, engine, 1, threads, 1)
+            for engine in engines
+            for threads in sorted({1, cores})
+        }
+        latency: dict[tuple[str, int], list[tuple[float, float]]] = {one: [] for one in single}
         for _ in range(6):
-            for threads, loop in single.items():
+            for one, loop in single.items():
                 ours = statistics.median(daemon_latencies(daemon, files, 2 * scale))
                 theirs = statistics.median(loop.run(2 * scale))
-                latency[threads].append((ours, theirs))
-        best = min(latency, key=lambda t: statistics.median(b for _, b in latency[t]))
-        found["latency"] = paired(latency[best]) | {"threads": best}
+                latency[one].append((ours, theirs))
+
+        def alone(one: tuple[str, int]) -> float:
+            return statistics.median(b for _, b in latency[one])
+
+        best = min(latency, key=alone)
+        found["latency"] = paired(latency[best]) | {"engine": best[0], "threads": best[1]}
+        eager = min((one for one in latency if one[0] == "torch"), key=alone)
+        found["latency_over_torch"] = paired(latency[eager]) | {"threads": eager[1]}
 
         say("a fresh process an image")
         swiprctl = [str(CLIENT / "swiprctl"), "predict", str(photos[0])]
@@ -245,13 +270,14 @@ def measure_speed(
         say("8 in flight")
         spreads = sorted({(p, cores // p) for p in (1, 2, 4, 8, cores) if cores % p == 0})
         rates: dict[str, float] = {}
-        loops: dict[str, tuple[int, int, int]] = {}
+        loops: dict[str, tuple[str, int, int, int]] = {}
         for processes, threads in spreads:
-            for batch in BATCHES:
-                loop = InProcess(model, photos, processes, threads, batch)
-                rates[loop.name] = loop.rate(2 * scale)
-                loops[loop.name] = processes, threads, batch
-                loop.close()
+            for engine in engines:
+                for batch in BATCHES:
+                    loop = InProcess(model, photos, engine, processes, threads, batch)
+                    rates[loop.name] = loop.rate(2 * scale)
+                    loops[loop.name] = engine, processes, threads, batch
+                    loop.close()
         top = sorted(rates, key=lambda name: -rates[name])[:2]
         rivals = {name: InProcess(model, photos, *loops[name]) for name in top}
         throughput: dict[str, list[tuple[float, float]]] = {name: [] for name in rivals}
@@ -296,28 +322,68 @@ def kill_to_answer(daemon: DaemonProcess, file: int, *, everyone: bool) -> float
     return statistics.median(times)
 
 
-def measure_start(model: Path, folder: Path) -> dict[str, Any]:
+def engine_option(engines: tuple[str, ...]) -> str:
+    return f"--engine={engines[-1]}"
+
+
+IMPORTS = {
+    "torch": "import torch; from swiprd.inference.torchvision_import import import_torchvision;"
+    " import_torchvision()",
+    "onnx": "import numpy, PIL.Image, onnxruntime",
+}
+"""What an engine's processes cannot do without."""
+
+
+def measure_start(model: Path, folder: Path, engine: str) -> dict[str, Any]:
     """Seconds from exec to READY=1, beside those of importing what it imports."""
-    imports = (
-        "import torch; from swiprd.inference.torchvision_import import import_torchvision;"
-        " import_torchvision()"
-    )
     pairs = []
     for number in range(6):
         begun = time.perf_counter()
         with running(
-            folder / f"start{number}", "--workers=1", "--threads=1", "--batch=1", model=model
+            folder / f"start{number}",
+            *("--workers=1", "--threads=1", "--batch=1", f"--engine={engine}"),
+            model=model,
         ):
             ours = time.perf_counter() - begun
-        pairs.append((ours, whole_process([sys.executable, "-c", imports], dict(os.environ))))
+        imports = [sys.executable, "-c", IMPORTS[engine]]
+        pairs.append((ours, whole_process(imports, quietly())))
     return paired(pairs[1:])  # the first fills the page cache
 
 
-def measure_memory(model: Path, photos: list[Path], folder: Path) -> dict[str, float]:
+def quietly() -> dict[str, str]:
+    """The environment for a process that imports onnxruntime, as swipr's have it."""
+    return {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
+
+
+def measure_cold(model: Path, photo: Path, folder: Path, engine: str) -> dict[str, Any]:
+    """Seconds of `swiprctl predict` that has to start the daemon, beside those of the imports."""
+    pairs = []
+    folder.mkdir()
+    environment = {
+        **quietly(),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "XDG_RUNTIME_DIR": str(folder),
+        "XDG_CACHE_HOME": str(folder / "cache"),
+    }
+    swiprctl = [str(CLIENT / "swiprctl"), "--model", str(model)]
+    for _ in range(6):
+        ours = whole_process([*swiprctl, "predict", str(photo)], environment)
+        answer = subprocess.run(
+            [*swiprctl, "status", "--json"], env=environment, check=True, stdout=subprocess.PIPE
+        )
+        pid = json.loads(answer.stdout)["pid"]
+        os.kill(pid, signal.SIGTERM)
+        wait_until(lambda pid=pid: not Path(f"/proc/{pid}").exists(), "the daemon has left")
+        imports = [sys.executable, "-c", IMPORTS[engine]]
+        pairs.append((ours, whole_process(imports, environment)))
+    return paired(pairs[1:])
+
+
+def measure_memory(model: Path, photos: list[Path], folder: Path, engine: str) -> dict[str, float]:
     """Proportional memory of all processes, each worker having answered."""
     found = {}
     for workers in (1, 4):
-        shape = (f"--workers={workers}", "--threads=1", "--batch=1")
+        shape = (f"--workers={workers}", "--threads=1", "--batch=1", f"--engine={engine}")
         with running(folder / f"memory{workers}", *shape, model=model) as daemon:
             daemon.wait_status(
                 lambda s, n=workers: [w["state"] for w in s["workers"]] == ["idle"] * (n + 1)
@@ -347,7 +413,14 @@ def table(results: dict[str, Any]) -> str:
                 "p50, one warm connection",
                 f"{latency['median'] * 1e3:.2f} ms",
                 f"{latency['ratio']:.3f} × in-process ({latency['against'] * 1e3:.2f} ms,"
-                f" {latency['threads']} threads)",
+                f" {latency['engine']}, {latency['threads']} threads)",
+            ),
+            (
+                "",
+                "",
+                f"{found['latency_over_torch']['ratio']:.3f} × torch in-process"
+                f" ({found['latency_over_torch']['against'] * 1e3:.2f} ms,"
+                f" {found['latency_over_torch']['threads']} threads)",
             ),
             (
                 f"{IN_FLIGHT} in flight",
@@ -367,8 +440,13 @@ def table(results: dict[str, Any]) -> str:
             (
                 "start to READY",
                 f"{start['median'] * 1e3:.0f} ms",
-                f"{start['ratio']:.2f} × importing torch and torchvision"
+                f"{start['ratio']:.2f} × importing what {found['engine']} needs"
                 f" ({start['against'] * 1e3:.0f} ms)",
+            ),
+            (
+                "swiprctl without a daemon",
+                f"{found['cold']['median'] * 1e3:.0f} ms",
+                f"{found['cold']['ratio']:.2f} × those imports",
             ),
             ("front, resident", f"{found['front_rss'] / 1e6:.1f} MB", ""),
             ("all, proportional", f"{memory['1'] / 1e6:.0f} MB", "1 worker and the standby"),
@@ -384,6 +462,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, default=Path("bench.json"), metavar="FILE")
     parser.add_argument("--scale", type=float, default=1.0, help="of the time to measure for")
+    parser.add_argument("--engine", choices=("torch", "onnx"), default="onnx", help="to serve with")
     parser.add_argument("--only", choices=ARCHITECTURES, action="append")
     options = parser.parse_args()
     results: dict[str, Any] = {
@@ -403,10 +482,17 @@ def main() -> None:
             def say(what: str, architecture: str = architecture) -> None:
                 print(f"{architecture}: {what}", file=sys.stderr, flush=True)
 
-            found = measure_speed(model, photos, folder / "speed", options.scale, say)
+            engines: tuple[str, ...] = ("torch",)
+            if options.engine == "onnx":
+                say("compiling")
+                compile_into(model)
+                engines = ("torch", "onnx")
+            found = measure_speed(model, photos, folder / "speed", engines, options.scale, say)
+            found["engine"] = options.engine
             say("start and memory")
-            found["start"] = measure_start(model, folder)
-            found["memory"] = measure_memory(model, photos, folder)
+            found["start"] = measure_start(model, folder, options.engine)
+            found["cold"] = measure_cold(model, photos[0], folder / "cold", options.engine)
+            found["memory"] = measure_memory(model, photos, folder, options.engine)
             results["models"][architecture] = found
     options.json.write_text(json.dumps(results, indent=1) + "\n")
     print(table(results))

@@ -96,6 +96,7 @@ class DaemonProcess:
                 *("--socket", str(self.path), "--model", str(model)),
                 *("--cache", str(folder / "cache"), "--config", os.devnull),
                 "--max-timeout=3600",  # tests have patience, on a busy host
+                "--engine=torch",  # a change of engines in the middle is for its own tests
                 *arguments,
             ],
             environment=environment,
@@ -127,6 +128,16 @@ class DaemonProcess:
     @property
     def pid(self) -> int:
         return self.process.pid
+
+    def wait_listening(self) -> DaemonProcess:
+        """Wait until it can be connected to: its socket's path is there a moment before."""
+
+        def listens() -> bool:
+            with socket.socket(socket.AF_UNIX) as probe:
+                return probe.connect_ex(str(self.path)) == 0
+
+        wait_until(listens, "it listens")
+        return self
 
     def wait_told(self, what: str) -> str:
         """Wait until the daemon tells its manager something that contains `what`, from now on."""

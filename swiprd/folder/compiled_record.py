@@ -35,6 +35,8 @@ MOST_DIFFERENCE = 1e-5
 """How far a probability of the compiled form may be from torch's. Where there is no activation, and
 outputs are no probabilities, of those larger than 1 it is this fraction."""
 
+_MARGIN = 1.05  # of torch's processor time: less is noise
+
 _MOST = 4 << 20
 """Bytes that are read of a record: a thousand labels take 20 KB."""
 
@@ -59,6 +61,7 @@ class CompiledRecord:
             proven; see `MOST_DIFFERENCE`.
         pictures: how many it was proven with.
         batches: in batches of how many.
+        seconds, torch_seconds: of one thread's processor time for a picture, of both engines.
         labels: the thousand that a model with `labels = "imagenet"` takes from torchvision, which
             is not imported where a compiled form serves; else none.
     """
@@ -71,12 +74,26 @@ class CompiledRecord:
     difference: float
     pictures: int
     batches: tuple[int, ...]
+    seconds: float
+    torch_seconds: float
     labels: tuple[str, ...] = ()
 
     @property
     def file(self) -> Path:
         """The compiled form."""
         return self.directory / COMPILED
+
+    def outpaced(self) -> str:
+        """Return why torch is the better choice; nothing where it is not.
+
+        A draw is the compiled form's, which starts sooner and takes less memory.
+        """
+        if self.seconds <= self.torch_seconds * _MARGIN:
+            return ""
+        return (
+            f"torch is faster: {self.torch_seconds * 1e3:.1f} ms of a processor for an image, the"
+            f" compiled form takes {self.seconds * 1e3:.1f}"
+        )
 
 
 def load_record(directory: Path) -> CompiledRecord | None:
@@ -186,9 +203,11 @@ def _parse(directory: Path, values: dict[str, Any]) -> CompiledRecord:
         digest=_text(values["digest"]),
         sha256=_text(values["sha256"]),
         versions={name: _text(value) for name, value in versions.items()},
-        difference=_difference(values["difference"]),
+        difference=_number(values["difference"]),
         pictures=_whole(values["pictures"]),
         batches=tuple(map(_whole, _array(values["batches"]))),
+        seconds=_number(values["seconds"]),
+        torch_seconds=_number(values["torch_seconds"]),
         labels=tuple(map(_text, _array(values["labels"]))),
     )
 
@@ -211,7 +230,7 @@ def _array(value: Any) -> list[Any]:
     return value
 
 
-def _difference(value: Any) -> float:
+def _number(value: Any) -> float:
     if type(value) not in (int, float) or not math.isfinite(value) or value < 0:
         raise ValueError(value)
     return float(value)

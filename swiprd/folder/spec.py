@@ -16,6 +16,7 @@ from typing import Any, Literal
 from swiprd.folder.toml_table import SpecError, Table, read
 
 Activation = Literal["softmax", "sigmoid", "log_softmax", "none"]
+Engine = Literal["auto", "torch", "onnx"]
 Edge = Literal["short", "long", "both", "square"]
 Crops = Literal["center", "five", "ten", "grid"]
 Head = Literal["default", "fastai"]
@@ -120,6 +121,8 @@ class ModelSpec:
         activation: what turns the module's outputs into probabilities. `softmax` and `sigmoid`
             take logits; `log_softmax` takes a module that ends in LogSoftmax and undoes the
             logarithm; `none` passes the outputs on as they are.
+        engine: what runs the network: `torch`; `onnx`, its compiled form; or `auto`, the compiled
+            form where there is one that has been proven.
         thresholds: for each label, the probability from which on it counts as found; None where
             a model finds exactly one label.
     """
@@ -133,6 +136,7 @@ class ModelSpec:
     sha256: str | None = None
     labels: tuple[str, ...] | Literal["imagenet"]
     activation: Activation
+    engine: Engine = "auto"
     thresholds: tuple[float, ...] | None = None
     preprocess: Preprocess = field(default_factory=Preprocess)
     serve: Serve = field(default_factory=Serve)
@@ -184,6 +188,7 @@ def load_spec(folder: Path) -> ModelSpec:
         sha256=sha256,
         labels=labels,
         activation=activation,
+        engine=table.choice("engine", Engine, "auto"),
         thresholds=_thresholds(table, classes, activation),
         preprocess=_preprocess(table.table("preprocess", Preprocess)),
         serve=_serve(table.table("serve", Serve)),

@@ -1,11 +1,13 @@
 """A model's folder → its compiled form, unproven, and torch's answers to prove it by.
 
-    python -P -m swiprd.inference.compile FOLDER OUT
+    python -P -m swiprd.inference.compile FOLDER OUT [PARENT]
 
 A process of its own: it runs the model, which a forkserver must not, and it imports torch, beside
 which onnxruntime does not get along everywhere: onnxruntime is prove.py's, which comes next. Writes
 compiled.onnx.new and reference.json into OUT, a directory that is there and its caller's alone.
-Uses the CPU and one thread. Exits with 0, or with 1 and a line on standard error that says why.
+Uses one thread of the CPU. With the pid of a parent it dies with that, and works only where no
+other process wants the processor. Exits with 0, or with 1 and a line on standard error that says
+why.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ import sys
 import warnings
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from swiprctl.errors import SwiprError
@@ -23,9 +24,17 @@ from swiprctl.version import __version__
 from swiprd.folder.model_id import digest_answers, digest_weights
 from swiprd.folder.spec import load_spec
 from swiprd.folder.toml_table import SpecError
-from swiprd.inference.model import LoadedModel, load_model, probabilities
+from swiprd.inference.background import stay_behind
+from swiprd.inference.model import LoadedModel, load_model
 from swiprd.inference.onnx_model import INPUT, OUTPUT
-from swiprd.inference.proof import BATCHES, FRESH, Reference, answers, write_reference
+from swiprd.inference.proof import (
+    BATCHES,
+    FRESH,
+    Reference,
+    answers,
+    processor_seconds,
+    write_reference,
+)
 from swiprd.system.reason import first_line
 
 _OPSET = 17
@@ -53,7 +62,7 @@ def compile_model(folder: Path, out: Path) -> None:
     _export(loaded, out / FRESH)
     rows = {}
     for size in BATCHES:
-        answered = answers(spec, size, lambda crops: _probabilities(loaded, crops))
+        answered = answers(spec, size, loaded.probabilities)
         if answered is not None:
             rows[size] = answered
     write_reference(
@@ -63,6 +72,7 @@ def compile_model(folder: Path, out: Path) -> None:
             versions=_versions(loaded),
             labels=loaded.labels if spec.labels == "imagenet" else (),
             rows=rows,
+            seconds=processor_seconds(spec, loaded.probabilities),
         ),
     )
 
@@ -88,11 +98,8 @@ def _export(loaded: LoadedModel, file: Path) -> None:
     except Exception as error:
         # An operator that it does not know, a file beyond the 2 GB of its format, a module that
         # gives up: each has a class of its own, and torch serves in all these cases.
-        raise CannotCompile(f"torch does not export it: {first_line(error)}") from None
-
-
-def _probabilities(loaded: LoadedModel, crops: np.ndarray) -> np.ndarray:
-    return np.asarray(probabilities(loaded, torch.from_numpy(crops)))
+        reason = first_line(error).partition(". Please ")[0]  # tell the makers of torch
+        raise CannotCompile(f"torch does not export it: {reason}") from None
 
 
 def _versions(loaded: LoadedModel) -> dict[str, str]:
@@ -104,7 +111,8 @@ def _versions(loaded: LoadedModel) -> dict[str, str]:
 
 def main(arguments: list[str]) -> int:
     """Run for the command line; return the exit status."""
-    folder, out = map(Path, arguments)
+    folder, out = map(Path, arguments[:2])
+    stay_behind(arguments[2:])
     warnings.simplefilter("ignore")  # of tracing, and of the exporter's age: they fill a page
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import logging
 import math
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -42,6 +41,7 @@ from swiprd.inference.decode_limits import (
     too_many_pixels,
 )
 from swiprd.inference.preprocess import Shrink, preprocess, resized
+from swiprd.system.silence import silenced_stderr
 
 _FORMATS = tuple(
     plugin.format
@@ -102,7 +102,9 @@ def load_image(data: bytes, recipe: Preprocess, max_pixels: int = MAX_PIXELS) ->
             if upright and image.getexif().get(0x0112, 1) >= 5:  # Orientation: lies on its side
                 needed = resized(height, width, recipe)[::-1]
             image.draft("RGB", (math.ceil(_DRAFT * needed[0]), math.ceil(_DRAFT * needed[1])))
-        with _stderr_closed() if image.format == "TIFF" else nullcontext():
+        # libtiff has a line for every fault it meets in a file: anyone who can send a picture
+        # could fill the log.
+        with silenced_stderr() if image.format == "TIFF" else nullcontext():
             image.load()
         if upright:
             ImageOps.exif_transpose(image, in_place=True)
@@ -131,24 +133,6 @@ def _decoding(max_pixels: int) -> Iterator[None]:
         # On hostile data Pillow raises OSError, SyntaxError, ValueError, struct.error, zlib.error,
         # KeyError, OverflowError and what the next release brings: the list would never be whole.
         raise BadImage(f"cannot be decoded: {_reason(error)}") from error
-
-
-@contextmanager
-def _stderr_closed() -> Iterator[None]:
-    """Send what C code prints to nowhere: libtiff has a line for every fault it meets in a file.
-
-    It would let anyone who can send a picture fill the log. For this process as a whole, which
-    has one thread.
-    """
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def _reason(error: Exception) -> str:

@@ -43,6 +43,10 @@ class Engine(Protocol):
         """Where it computes: "cpu" or "cuda"."""
 
     @property
+    def difference(self) -> float | None:
+        """The largest by which a probability differed from torch's in the proof; None: torch's."""
+
+    @property
     def shrink(self) -> Shrink | None:
         """What resizes for a recipe with `draft`, where the library is faster than Pillow."""
 

@@ -1,4 +1,4 @@
-"""The process that has torch and the model, and does nothing but fork workers from it.
+"""The process that has the model, and does nothing but fork workers from it.
 
 Started by exec with one end of a socketpair. It loads the model once (weights mapped, not copied)
 and then forks a worker for every `fork` it is told, in about 10 ms. It runs no forward pass and
@@ -81,15 +81,15 @@ class Forkserver:
         match parse_command(frame.fields):
             case Load() as command:
                 self._memory = command.memory
-                self._load(Path(command.folder), command.device)
+                self._load(command)
             case Fork() as command if frame.attachment is not None:
                 self._fork(command.worker, frame.attachment)
             case Fork():
                 raise BadRequest("the front sent no socket for a worker")
 
-    def _load(self, folder: Path, device: str) -> None:
+    def _load(self, command: Load) -> None:
         try:
-            self._engine, loaded = _load_model(folder, device)
+            self._engine, loaded = _load_model(command)
         except Exception as error:
             # Whatever stops a model from loading is for its owner to read, not for a traceback.
             self._tell(Failed(reason=str(error) or type(error).__name__))
@@ -153,21 +153,20 @@ class Forkserver:
             socket.send_fds(self._control, [data], [descriptor])
 
 
-def _load_model(folder: Path, device: str) -> tuple[Engine, Loaded]:
-    import torch
-
-    torch.set_num_threads(1)
-    torch.set_num_interop_threads(1)
+def _load_model(command: Load) -> tuple[Engine, Loaded]:
     from swiprd.folder.spec import load_spec
     from swiprd.inference import worker  # noqa: F401 - imported once here, not in every child
-    from swiprd.inference.model import load_model, pick_device
+    from swiprd.inference.engines import load_engine
 
-    model = load_model(load_spec(folder))
-    return model, Loaded(
-        labels=model.labels,
-        model=model.model_id,
-        versions=model.versions,
-        device=pick_device(device),
+    engine, device, note = load_engine(load_spec(Path(command.folder)), command)
+    return engine, Loaded(
+        labels=engine.labels,
+        model=engine.model_id,
+        versions=engine.versions,
+        device=device,
+        engine=engine.name,
+        difference=engine.difference,
+        engine_note=note,
     )
 
 

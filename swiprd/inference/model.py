@@ -49,6 +49,10 @@ class LoadedModel:
         return "torch"
 
     @property
+    def difference(self) -> None:
+        """None: what others are compared with."""
+
+    @property
     def shrink(self) -> Shrink:
         """What resizes for a recipe with `draft`."""
         return shrink

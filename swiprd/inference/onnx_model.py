@@ -23,6 +23,7 @@ import PIL
 from swiprd.folder.compiled_record import (
     COMPILED,
     RECORD,
+    CompiledRecord,
     digest_file,
     is_current,
     load_record,
@@ -30,7 +31,9 @@ from swiprd.folder.compiled_record import (
 )
 from swiprd.folder.model_id import digest_weights, identify
 from swiprd.folder.spec import IMAGENET_CLASSES, ModelSpec
+from swiprd.inference.preprocess import Shrink
 from swiprd.system.reason import first_line
+from swiprd.system.silence import silenced_stderr
 
 INPUT, OUTPUT = "crops", "outputs"
 """What compiled forms call their input, float32 [n, 3, crop, crop], and their output, [n, labels]:
@@ -50,13 +53,22 @@ class OnnxModel:
         labels: one for each output, in their order.
         model_id: the same as torch's; see `model_id.identify`.
         versions: of everything that has a say in the last digits of an answer.
+        record: what it was proven by; None before.
         sha256: of the file that it has opened.
     """
 
     name: Literal["onnx"] = "onnx"
     device = "cpu"
+    shrink: Shrink | None = None
 
-    def __init__(self, spec: ModelSpec, file: Path, labels: tuple[str, ...], model_id: str) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        file: Path,
+        labels: tuple[str, ...],
+        model_id: str,
+        record: CompiledRecord | None = None,
+    ) -> None:
         """Open a compiled form and make a session of one thread. Does not run it.
 
         Raises:
@@ -65,6 +77,7 @@ class OnnxModel:
         self.spec = spec
         self.labels = labels
         self.model_id = model_id
+        self.record = record
         self._runtime = _import_onnxruntime()
         self.versions = {
             "onnxruntime": str(self._runtime.__version__),
@@ -87,6 +100,15 @@ class OnnxModel:
             raise
         self._several: tuple[int, Any] | None = None
         self._used = self._alone
+
+    @property
+    def difference(self) -> float | None:
+        """The largest by which a probability differed from torch's in the proof; None before it."""
+        return self.record.difference if self.record is not None else None
+
+    def outpaced(self) -> str:
+        """Return why torch is the better choice; nothing where it is not, or nobody knows."""
+        return self.record.outpaced() if self.record is not None else ""
 
     def close(self) -> None:
         """Close the file. The model answers on, with as many threads as it has had."""
@@ -160,7 +182,10 @@ class OnnxModel:
         options.log_severity_level = _QUIET
         file = str(self._opened())
         try:
-            return runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+            # Debian's 1.21 prints 567 lines on standard error when it makes its first session: the
+            # operators of libonnx are there twice. What matters is raised.
+            with silenced_stderr():
+                return runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         except Exception as error:
             # Each of its errors is a class of its own, without one above them but this.
             raise NoCompiledForm(f"{self._path}: {first_line(error)}") from None
@@ -187,7 +212,7 @@ def load_onnx(spec: ModelSpec, directory: Path) -> OnnxModel:
         raise NoCompiledForm(f"{directory / RECORD}: has {len(labels)} labels, not the thousand")
     weights = digest_weights(spec)
     model_id = identify(replace(spec, sha256=spec.sha256 or weights))
-    model = OnnxModel(spec, directory / COMPILED, labels, model_id)
+    model = OnnxModel(spec, directory / COMPILED, labels, model_id, record)
     if why := is_current(record, spec, compiled=model.sha256, weights=weights):
         model.close()
         raise NoCompiledForm(why)

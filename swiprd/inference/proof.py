@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import json
+import statistics
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -21,6 +23,7 @@ from PIL import Image
 from swiprd.folder.canary_image import canary_of
 from swiprd.folder.spec import ModelSpec
 from swiprd.folder.toml_table import SpecError, read
+from swiprd.inference.decode import decode
 
 FRESH = "compiled.onnx.new"
 """A compiled form that is not proven yet."""
@@ -37,6 +40,7 @@ MORE_BATCHES = (*BATCHES, 1 + OTHERS)
 """How many the compiled form answers at once: one of them is no multiple of those it has seen."""
 
 _SEED = 20
+_TIMES, _ENOUGH = 15, 3.0  # answers, or seconds, that a median is taken of
 _MOST_PIXELS = 256 * 224 * 224
 """In all crops of a batch: larger ones are left out, which would take gigabytes inside a model."""
 
@@ -51,12 +55,14 @@ class Reference:
     Attributes:
         digest, versions, labels: as in `CompiledRecord`.
         rows: for each size of batches, what they were answered: [pictures, labels].
+        seconds: of processor time for a picture's crops by itself; see `processor_seconds`.
     """
 
     digest: str
     versions: dict[str, str]
     labels: tuple[str, ...]
     rows: dict[int, np.ndarray]
+    seconds: float
 
 
 def answers(
@@ -79,6 +85,31 @@ def answers(
     while batch := list(islice(crops, size)):
         rows.append(answer(np.stack(batch)))
     return np.concatenate(rows)
+
+
+def largest_difference(spec: ModelSpec, torchs: np.ndarray, rows: np.ndarray) -> float:
+    """Return by how much answers differ from torch's at most, as `MOST_DIFFERENCE` counts it.
+
+    Not a number where one of them is none. Both are of one shape: [pictures, labels].
+    """
+    # Outputs of any size are as exact as their own digits.
+    unit = np.maximum(1, np.abs(torchs)) if spec.activation == "none" else 1.0
+    return float((np.abs(rows - torchs) / unit).max())
+
+
+def processor_seconds(spec: ModelSpec, answer: Callable[[np.ndarray], np.ndarray]) -> float:
+    """Seconds of processor time that the canary's crops take in a process of one thread: a median.
+
+    Not of the clock: a compiled form is made and proven where no other process wants the processor.
+    """
+    crops = _decode(next(pictures(spec)), spec)[None]
+    answer(crops)  # the first makes what the others use
+    times: list[float] = []
+    while len(times) < _TIMES and sum(times) < _ENOUGH:
+        begun = time.process_time()
+        answer(crops)
+        times.append(time.process_time() - begun)
+    return statistics.median(times)
 
 
 def pictures(spec: ModelSpec) -> Iterator[bytes]:
@@ -113,6 +144,7 @@ def write_reference(out: Path, reference: Reference) -> None:
         "versions": reference.versions,
         "labels": reference.labels,
         "rows": {str(size): rows.tolist() for size, rows in reference.rows.items()},
+        "seconds": reference.seconds,
     }
     (out / REFERENCE).write_text(json.dumps(values), encoding="utf-8")
 
@@ -131,13 +163,12 @@ def read_reference(out: Path) -> Reference:
             versions=values["versions"],
             labels=tuple(values["labels"]),
             rows={int(size): np.array(rows, float) for size, rows in values["rows"].items()},
+            seconds=float(values["seconds"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SpecError(file, "", "torch's answers", f"{type(error).__name__}: {error}") from None
 
 
 def _decode(image: bytes, spec: ModelSpec) -> np.ndarray:
-    # Here and not above: decode.py imports torch as yet, which gives no arrays either.
-    from swiprd.inference.decode import decode
-
-    return np.asarray(decode(image, spec.preprocess))
+    # Without torch's own resizing, on both sides: it is the networks that are compared.
+    return decode(image, spec.preprocess)

@@ -1,6 +1,6 @@
 """A compiled form, unproven → one that may serve, if it answers as torch does.
 
-    python -P -m swiprd.inference.prove FOLDER OUT
+    python -P -m swiprd.inference.prove FOLDER OUT [PARENT]
 
 Comes after compile.py, in a process of its own without torch: what is proven is what will serve.
 Renames compiled.onnx.new to compiled.onnx in OUT and writes compiled.toml beside it. Exits with 0,
@@ -26,6 +26,7 @@ from swiprd.folder.compiled_record import (
 from swiprd.folder.model_id import digest_answers, digest_weights, identify
 from swiprd.folder.spec import ModelSpec, load_spec
 from swiprd.folder.toml_table import SpecError
+from swiprd.inference.background import stay_behind
 from swiprd.inference.onnx_model import NoCompiledForm, OnnxModel
 from swiprd.inference.proof import (
     FRESH,
@@ -34,6 +35,8 @@ from swiprd.inference.proof import (
     REFERENCE,
     Reference,
     answers,
+    largest_difference,
+    processor_seconds,
     read_reference,
 )
 from swiprd.system.reason import first_line
@@ -72,6 +75,8 @@ def prove(folder: Path, out: Path) -> CompiledRecord:
         difference=difference,
         pictures=1 + OTHERS,
         batches=tuple(found),
+        seconds=processor_seconds(spec, model.probabilities),
+        torch_seconds=reference.seconds,
         labels=reference.labels,
     )
     model.close()
@@ -102,14 +107,12 @@ def _difference(spec: ModelSpec, reference: Reference, found: dict[int, np.ndarr
     """
     largest = 0.0
     for torchs in reference.rows.values():
-        # Outputs of any size are as exact as their own digits.
-        unit = np.maximum(1, np.abs(torchs)) if spec.activation == "none" else 1.0
         for size, rows in found.items():
             if rows.shape != torchs.shape:
                 raise NotProven(f"it gives {rows.shape} answers, torch {torchs.shape}")
             if not (np.isfinite(rows).all() and np.isfinite(torchs).all()):
                 raise NotProven("there are answers that are not numbers")
-            difference = float((np.abs(rows - torchs) / unit).max())
+            difference = largest_difference(spec, torchs, rows)
             if difference > MOST_DIFFERENCE:
                 raise NotProven(
                     f"it differs from torch by {difference:.1e} in batches of {size},"
@@ -123,7 +126,8 @@ def _difference(spec: ModelSpec, reference: Reference, found: dict[int, np.ndarr
 
 def main(arguments: list[str]) -> int:
     """Run for the command line; return the exit status."""
-    folder, out = map(Path, arguments)
+    folder, out = map(Path, arguments[:2])
+    stay_behind(arguments[2:])
     try:
         prove(folder, out)
     except (NotProven, NoCompiledForm, SpecError, SwiprError, OSError) as error:

@@ -17,7 +17,7 @@ from swiprd.folder import consent, trusted_programs
 from swiprd.folder.spec import PROGRAMS
 from swiprd.folder.toml_table import SpecError
 from swiprd.folder.trusted_programs import Code, NoRecord
-from swiprd.pack import formats, labels, plan, preprocessing, telling, writer
+from swiprd.pack import compiled, formats, labels, plan, preprocessing, telling, writer
 from swiprd.pack.errors import CannotOpen, CannotWrite, Interrupted, NotProven, PackError, Unclear
 from swiprd.pack.find_weights import Tensors
 from swiprd.pack.formats import Format
@@ -38,7 +38,7 @@ _OUTPUT = "--output: which folder is to be made? -o FOLDER"
 def run(options: argparse.Namespace) -> int:
     """Pack; return the exit status."""
     try:
-        answer, code = _pack(options)
+        answer, engine, code = _pack(options)
     except PackError as error:
         console.complain(telling.WHO, str(error))
         return error.exit_status
@@ -51,18 +51,19 @@ def run(options: argparse.Namespace) -> int:
     try:
         if code is not None:
             _record(options.output, code)
-        _next(options, answer)
+        _next(options, answer, engine)
     except OutputFailed as error:
         console.complain(telling.WHO, f"{error}; {options.output} is made all the same")
         return error.status
     return 0
 
 
-def _pack(options: argparse.Namespace) -> tuple[Answer, Code | None]:
-    """Make the folder; return how it answers, and the program in it that is to be trusted."""
+def _pack(options: argparse.Namespace) -> tuple[Answer, str, Code | None]:
+    """Make the folder; return how it answers, what will serve it, and the program in it."""
     file: Path = options.checkpoint
     form = formats.recognise(file)
     plan.check_form(form, options.architecture)
+    compiled.check_program(form, options.engine)
     if options.output is not None:
         # Before the checkpoint is read, which may take a while.
         writer.check_place(options.output, replace=options.force)
@@ -74,11 +75,13 @@ def _pack(options: argparse.Namespace) -> tuple[Answer, Code | None]:
         except SpecError as error:
             raise CannotOpen(f"{file}: {error.found}") from None
         with opened:
-            return _pack_program(file, opened, code, form, options), code
-    return _pack_weights(file, form, _digest(file), options), None
+            return *_pack_program(file, opened, code, form, options), code
+    return *_pack_weights(file, form, _digest(file), options), None
 
 
-def _pack_weights(file: Path, form: Format, digest: str, options: argparse.Namespace) -> Answer:
+def _pack_weights(
+    file: Path, form: Format, digest: str, options: argparse.Namespace
+) -> tuple[Answer, str]:
     made = plan.make(file, form, digest, options)
     _tell(made)
     missing = [*made.missing, *([_OUTPUT] if options.output is None else [])]
@@ -95,12 +98,13 @@ def _pack_weights(file: Path, form: Format, digest: str, options: argparse.Names
         _save(fit.tensors, place / _WEIGHTS, options.output)
         origin = f"{file.name}: {made.why['checkpoint']}, SHA-256 {digest}"
         _describe(place, options, lines, made.named, made.recipe, origin)
-        return _prove(place, options, fit.tensors)
+        answer = _prove(place, options, fit.tensors)
+        return answer, compiled.add(place, fit.architecture, options.engine)
 
 
 def _pack_program(
     file: Path, opened: BinaryIO, code: Code, form: Format, options: argparse.Namespace
-) -> Answer:
+) -> tuple[Answer, str]:
     told = plan.told_activation(options)
     given = labels.given(options.labels, options.labels_file)
     recipe = plan.override(
@@ -130,7 +134,8 @@ def _pack_program(
             shutil.copyfileobj(opened, target)
         origin = f"{file.name}, SHA-256 {code.sha256}"
         _describe(place, options, lines, named, recipe, origin, weights=_PROGRAMS[form])
-        return _prove(place, options, trusted=code)
+        answer = _prove(place, options, trusted=code)
+        return answer, compiled.add(place, form, options.engine)
 
 
 def _record(output: Path, code: Code) -> None:
@@ -176,6 +181,8 @@ def _describe(
         Entry(key="weights", value=weights),
         Entry(key="sha256", value=_digest(place / weights), why=f"of {weights}"),
     ]
+    if options.engine != "auto":
+        every.append(Entry(key="engine", value=options.engine, why="by --engine"))
     text = writer.describe(every, recipe.preprocess, recipe.source, origin)
     (place / "model.toml").write_text(text, encoding="utf-8")
 
@@ -242,7 +249,7 @@ def _tell(made: Plan) -> None:
         telling.say("note", note)
 
 
-def _next(options: argparse.Namespace, answer: Answer) -> None:
+def _next(options: argparse.Namespace, answer: Answer, engine: str) -> None:
     """Say what came out and what can be typed now."""
     path, name = shlex.quote(str(options.output)), answer.model_id.partition("@")[0]
     own = path if "/" in path else f"./{path}"  # without a slash it is the name of a system's model
@@ -253,6 +260,7 @@ def _next(options: argparse.Namespace, answer: Answer) -> None:
         f"a test picture gets {answer.labels[best]} {answer.row[best]:.6g} in"
         f" {1000 * answer.seconds:.0f} ms",
     )
+    telling.say("engine", engine)
     telling.put(
         f"""
 Try it:

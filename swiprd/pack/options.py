@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
-from swiprd.folder.spec import Activation, Crops, Edge, Interpolation
+from swiprd.folder.spec import Activation, Crops, Edge, Engine, Interpolation
 
 # A grid needs its rows and columns; model.toml is the place for that.
 CROPS = tuple(one for one in get_args(Crops) if one != "grid")
@@ -56,6 +56,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--interpolation", choices=get_args(Interpolation), help="how pictures are resized")
     add("--exif", choices=("ignore", "apply"), help="whether pictures are turned upright first")
     add("--mean", type=_three(None), metavar="R,G,B", help="subtracted from values of 0 to 1")
+    add(
+        "--engine",
+        choices=get_args(Engine),
+        default="auto",
+        help="what is to run the network: torch, or onnx, a compiled form of it that is made now;"
+        " auto (default) makes one if that can be done, and the faster of both serves",
+    )
     add("--std", type=_three(0.0), metavar="R,G,B", help="what they are then divided by")
 
 

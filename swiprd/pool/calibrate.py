@@ -20,24 +20,28 @@ from swiprd.pool.trials import Interrupted, Measurements
 from swiprd.system.log import log
 
 
-def choose_shape(settings: Settings, spec: ModelSpec) -> Shape:
-    """The shape to begin with: what is told, else what was measured, else one worker on all."""
+def choose_shape(settings: Settings, spec: ModelSpec, engine: str) -> Shape:
+    """The shape to begin with: what is told, else what was measured, else one worker on all.
+
+    Args:
+        engine: what runs the network, as in `Loaded`.
+    """
     told = _told(settings, spec) | {"alone": settings.threads or spec.serve.threads}
-    found = calibration_file(settings, spec).read() or even_shape(1, _cores(), 1)
+    found = calibration_file(settings, spec, engine).read() or even_shape(1, _cores(), 1)
     return replace(found, **{key: value for key, value in told.items() if value is not None})
 
 
-def calibration_file(settings: Settings, spec: ModelSpec) -> CalibrationFile:
+def calibration_file(settings: Settings, spec: ModelSpec, engine: str) -> CalibrationFile:
     """Name the file for a model with these settings on this host."""
-    return CalibrationFile(settings, spec, _told(settings, spec), _cores())
+    return CalibrationFile(settings, spec, engine, _told(settings, spec), _cores())
 
 
 async def calibrate(
-    staff: Supervisor, spec: ModelSpec, settings: Settings, quiet: Callable[[], bool]
+    staff: Supervisor, spec: ModelSpec, settings: Settings, engine: str, quiet: Callable[[], bool]
 ) -> None:
-    """Find the fastest shape, have the pool take it, and remember it."""
+    """Find the fastest shape, have the pool take it, and remember it for this engine."""
     told = _told(settings, spec)
-    file = calibration_file(settings, spec)
+    file = calibration_file(settings, spec, engine)
     if None not in told.values() or file.read() is not None:
         return
     measurements = Measurements(staff, quiet)

@@ -20,12 +20,16 @@ class CalibrationFile:
     """Where the figures for one model on this host are kept.
 
     Args:
+        engine: what runs the network, as in `Loaded`.
         told, cores: as in `shape_search`; with others, the figures are others, in another file.
     """
 
-    def __init__(self, settings: Settings, spec: ModelSpec, told: Told, cores: int) -> None:
+    def __init__(
+        self, settings: Settings, spec: ModelSpec, engine: str, told: Told, cores: int
+    ) -> None:
         self._settings = settings
         self._spec = spec
+        self._engine = engine
         self._told = told
         self._cores = cores
 
@@ -39,7 +43,8 @@ class CalibrationFile:
         stat = self._spec.weights.stat()
         key = stat.st_size, stat.st_mtime_ns, self._told, self._settings.device
         digest.update(repr(key).encode())
-        digest.update(repr((self._cores, _processor(), _torch_version())).encode())
+        engine = self._engine, _version("torch"), _version("onnxruntime")
+        digest.update(repr((self._cores, _processor(), engine)).encode())
         assert self._settings.cache is not None
         return self._settings.cache / f"{self._spec.name}-{digest.hexdigest()[:16]}.json"
 
@@ -85,8 +90,8 @@ def _processor() -> str:
         return ""
 
 
-def _torch_version() -> str:
+def _version(name: str) -> str:
     try:
-        return metadata.version("torch")
+        return metadata.version(name)
     except metadata.PackageNotFoundError:
         return ""

@@ -24,6 +24,9 @@ def describe_model(spec: ModelSpec, loaded: Loaded) -> dict[str, object]:
             "exact": not preprocess.draft,
         },
         "device": loaded.device,
+        "engine": loaded.engine,
+        "engine_note": loaded.engine_note,
+        "difference": loaded.difference,
         "folder": str(spec.folder),
         "versions": loaded.versions,
     }

@@ -46,8 +46,11 @@ ENVIRONMENT = {
     # took up to 2.2 s for densenet121, and 0.35 s with this. Not to spin at all
     # (OMP_WAIT_POLICY=passive) costs resnext50 a third on idle cores; with this it costs nothing.
     "GOMP_SPINCOUNT": "10000",
+    # ONNX Runtime as PyPI has it tells its maker of its use, from a thread that it starts when it
+    # is imported. Nothing leaves a host on which swipr looks at people's pictures.
+    "ORT_DISABLE_TELEMETRY": "1",
 }
-"""What a forkserver's libraries read when they are imported."""
+"""What libraries read when they are imported in our processes."""
 
 
 class Giver(Protocol):
@@ -239,13 +242,8 @@ class Forkserver:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._pidfd, self._died)
 
-    def load(self, folder: str, device: str, memory: int | None) -> None:
-        """Have it import torch and load the model; answered by `Loaded` or `Failed`.
-
-        Args:
-            memory: bytes that each worker may allocate; None: no bound.
-        """
-        command = Load(folder=folder, device=device, memory=memory)
+    def load(self, command: Load) -> None:
+        """Have it load the model; answered by `Loaded` or `Failed`."""
         self._channel.send(encode(command.fields()))
 
     def fork(self, worker: int) -> socket.socket:

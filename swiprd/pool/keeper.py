@@ -16,7 +16,7 @@ from swiprd.pool.handles import Forkserver, Worker
 from swiprd.pool.states import Backoff, State
 from swiprd.pool.timers import Timers
 from swiprd.system.log import log
-from swiprd.system.messages import Exited, Failed, Forked, Loaded, NotForked, Report
+from swiprd.system.messages import Exited, Failed, Forked, Load, Loaded, NotForked, Report
 
 MAX_KILLED_LOADS = 3
 """Forkservers in a row that may be killed from outside while the model has never served yet."""
@@ -29,7 +29,7 @@ class ForkserverKeeper:
     """Make it, `start()`, and `fork()` whenever there `can_fork`.
 
     Args:
-        memory: bytes that a worker may allocate on top of what it begins with; None: no bound.
+        load: what each forkserver is told to load.
         on_loaded: called when a forkserver has loaded the model: it can fork.
         on_not_forked: called with the reason when there could be no further process.
         on_failed: called when the model cannot be loaded.
@@ -44,16 +44,12 @@ class ForkserverKeeper:
     def __init__(
         self,
         *,
-        folder: str,
-        device: str,
-        memory: int | None,
+        load: Load,
         on_loaded: Callable[[Loaded], None],
         on_not_forked: Callable[[str], None],
         on_failed: Callable[[LoadingFailed], None],
     ) -> None:
-        self._folder = folder
-        self._device = device
-        self._memory = memory
+        self._load = load
         self._on_loaded = on_loaded
         self._on_not_forked = on_not_forked
         self._on_failed = on_failed
@@ -77,7 +73,7 @@ class ForkserverKeeper:
         """
         self.restarts += 1
         self._forkserver = Forkserver(on_report=self._heard, on_gone=self._gone)
-        self._forkserver.load(self._folder, self._device, self._memory)
+        self._forkserver.load(self._load)
 
     @property
     def pid(self) -> int:

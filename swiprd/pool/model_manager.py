@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
 from enum import Enum
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from swiprd.config import Settings
 from swiprd.folder.edits import Edits
 from swiprd.folder.spec import ModelSpec
 from swiprd.pool.calibrate import calibrate
+from swiprd.pool.compiler import Compiler
 from swiprd.pool.description import describe_model
 from swiprd.pool.pool import Owner, Pool
 from swiprd.pool.startup import close, load, signature
@@ -86,6 +88,7 @@ class ModelManager:
         self._on_phase = on_phase
         self._on_reload = on_reload
         self._fault = fault
+        self._compiler = Compiler(settings, court.is_quiet)
         self._loop = asyncio.get_running_loop()
         self._settled = asyncio.Event()
         self._reloading = asyncio.Lock()
@@ -285,7 +288,17 @@ class ModelManager:
         if self.phase is not Phase.DRAINING:
             self._enter(Phase.READY, f"serving {pool.staff.loaded.model}")
         self._court.installed(pool)
-        self._spawn(calibrate(pool.staff, spec, self._settings, self._court.is_quiet))
+        self._spawn(self._improve(pool, spec))
+
+    async def _improve(self, pool: Pool, spec: ModelSpec) -> None:
+        """Use the quiet: have the model compiled, and let the compiled form take over; or find out
+        how to spread the work."""
+        if pool.staff.loaded.engine == "torch" and await self._compiler.make(spec):
+            with suppress(LoadingFailed):  # which `reload` has logged; torch goes on serving
+                await self.reload()
+                return
+        engine = pool.staff.loaded.engine
+        await calibrate(pool.staff, spec, self._settings, engine, self._court.is_quiet)
 
     async def _retire(self, pool: Pool) -> None:
         """Let a replaced pool end what it runs; deadlines bound that."""

@@ -19,7 +19,7 @@ from swiprd.pool.job import Job
 from swiprd.pool.recycling import RecyclingLimits
 from swiprd.pool.stragglers import UsualTime
 from swiprd.pool.supervisor import Shape, Supervisor
-from swiprd.system.messages import Answer, Limits, Row
+from swiprd.system.messages import Answer, Limits, Load, Row
 from swiprd.system.proc import is_stopped, processor_time
 
 
@@ -78,13 +78,11 @@ class Pool:
         self,
         owner: Owner,
         *,
-        folder: str,
-        device: str,
+        load: Load,
         shape: Shape,
         limits: Limits,
         canary: Canary,
         ids: Iterator[int],
-        memory: int | None,
         wear: RecyclingLimits,
         on_given_up: Callable[[Pool, LoadingFailed], None],
     ) -> None:
@@ -95,12 +93,10 @@ class Pool:
         self._usual = UsualTime()
         self._drained: asyncio.Event | None = None
         self.staff = Supervisor(
-            folder=folder,
-            device=device,
+            load=load,
             shape=shape,
             canary=canary,
             ids=ids,
-            memory=memory,
             wear=wear,
             on_idle=self.dispatch,
             on_given_up=lambda error: on_given_up(self, error),

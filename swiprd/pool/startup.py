@@ -13,10 +13,11 @@ from swiprd.folder.canary_image import canary_of
 from swiprd.folder.spec import ModelSpec, load_spec
 from swiprd.folder.toml_table import SpecError
 from swiprd.pool.calibrate import choose_shape
+from swiprd.pool.compiler import compiled_directory
 from swiprd.pool.pool import Owner, Pool
 from swiprd.pool.recycling import RecyclingLimits
 from swiprd.system.log import log
-from swiprd.system.messages import Limits
+from swiprd.system.messages import Limits, Load
 
 Signature = tuple[tuple[str, int, int], ...]
 
@@ -43,9 +44,14 @@ async def load(
         raise LoadingFailed(str(error)) from None
     pool = Pool(
         owner,
-        folder=str(spec.folder),
-        device=settings.device,
-        shape=choose_shape(settings, spec),
+        load=Load(
+            folder=str(spec.folder),
+            device=settings.device,
+            memory=settings.worker_memory,
+            engine=settings.engine,
+            compiled=str(compiled_directory(settings, spec) or ""),
+        ),
+        shape=choose_shape(settings, spec, engine="torch"),
         limits=Limits(
             max_bytes=settings.max_image,
             max_pixels=settings.max_pixels,
@@ -53,7 +59,6 @@ async def load(
         ),
         canary=canary,
         ids=ids,
-        memory=settings.worker_memory,
         wear=RecyclingLimits(requests=settings.max_requests, growth=settings.max_growth),
         on_given_up=on_given_up,
     )
@@ -69,6 +74,8 @@ async def load(
     except BaseException:
         await close(pool, pools)
         raise
+    if pool.staff.loaded.engine != "torch":  # which was not known before
+        pool.staff.reshape(choose_shape(settings, spec, pool.staff.loaded.engine))
     log.info("%s has answered the canary", pool.staff.loaded.model)
     return pool, spec
 

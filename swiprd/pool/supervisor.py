@@ -25,7 +25,7 @@ from swiprd.pool.states import Backoff, State
 from swiprd.pool.thread_choice import Threads
 from swiprd.pool.timers import Timers
 from swiprd.system.log import log
-from swiprd.system.messages import Loaded
+from swiprd.system.messages import Load, Loaded
 from swiprd.system.proc import own_memory
 
 MAX_FALSE_STARTS = 3
@@ -54,9 +54,9 @@ class Supervisor:
     """Make it, `await start()`, then give idle workers work.
 
     Args:
+        load: what the forkserver is told to load.
         canary: how many labels there are is put into it once the model is loaded.
         ids: where jobs get their ids from.
-        memory: bytes that a worker may allocate on top of what it begins with; None: no bound.
         wear: when a worker is replaced.
         on_idle: called when a worker may wait for work.
         on_given_up: called when the model that has served cannot be brought back.
@@ -72,12 +72,10 @@ class Supervisor:
     def __init__(
         self,
         *,
-        folder: str,
-        device: str,
+        load: Load,
         shape: Shape,
         canary: Canary,
         ids: Iterator[int],
-        memory: int | None,
         wear: RecyclingLimits,
         on_idle: Callable[[], None],
         on_given_up: Callable[[LoadingFailed], None],
@@ -87,9 +85,7 @@ class Supervisor:
         self.canary = canary
         self._wear = wear
         self.forkserver = ForkserverKeeper(
-            folder=folder,
-            device=device,
-            memory=memory,
+            load=load,
             on_loaded=self._on_loaded,
             on_not_forked=self._false_start,
             on_failed=self._fail,

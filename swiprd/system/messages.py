@@ -30,11 +30,16 @@ class Load:
         folder: the model's.
         device: "auto", "cpu" or "cuda".
         memory: bytes that each worker may allocate on top of what it begins with; None: no bound.
+        engine: "auto", "torch" or "onnx"; "auto" leaves it to model.toml.
+        compiled: the directory in which the daemon keeps a compiled form of this model, if it has
+            made any; empty where it keeps none.
     """
 
     folder: str
     device: str
     memory: int | None
+    engine: str = "auto"
+    compiled: str = ""
 
     def fields(self) -> dict[str, object]:
         """The frame's map."""
@@ -47,6 +52,8 @@ class Load:
             folder=_get(fields, "folder", str),
             device=_get(fields, "device", str),
             memory=None if fields.get("memory") is None else _get(fields, "memory", int),
+            engine=_get(fields, "engine", str),
+            compiled=_get(fields, "compiled", str),
         )
 
 
@@ -78,14 +85,22 @@ class Loaded:
         labels: one for each output, in their order.
         model: its id: the name, and a digest of what decides the answers; see `model_id.identify`.
         versions: of everything that has a say in the last digits of an answer: of torch,
-            torchvision, Pillow, numpy, Python and, where the model is of timm, timm.
+            torchvision and, where the model is of timm, timm; or of onnxruntime; of Pillow, numpy
+            and Python.
         device: where the workers run it: "cpu" or "cuda".
+        engine: what runs it: "torch" or "onnx".
+        difference: the largest by which a probability of the compiled form was seen to differ from
+            torch's when it was proven; None where torch runs it.
+        engine_note: why it is not the compiled form, where that was possible; else empty.
     """
 
     labels: tuple[str, ...]
     model: str
     versions: dict[str, str]
     device: str
+    engine: str = "torch"
+    difference: float | None = None
+    engine_note: str = ""
 
     def fields(self) -> dict[str, object]:
         """The frame's map."""
@@ -101,6 +116,11 @@ class Loaded:
             model=_get(fields, "model", str),
             versions={name: _is(one, "versions", str) for name, one in versions.items()},
             device=_get(fields, "device", str),
+            engine=_get(fields, "engine", str),
+            difference=None
+            if fields.get("difference") is None
+            else _get(fields, "difference", float),
+            engine_note=_get(fields, "engine_note", str),
         )
 
 

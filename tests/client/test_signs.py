@@ -16,8 +16,8 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import StartDaemon
-from daemonprocess import DaemonProcess, freeze, wait_until
 from daemonprocess import Peer as Wire
+from daemonprocess import freeze
 from peer import Connection, Peer
 
 from swiprctl import Client, dialer
@@ -209,19 +209,8 @@ def ask(peer: Wire, **fields: object) -> None:
     peer.socket.sendall(encode({"id": 1, **fields}))
 
 
-def loading(start_daemon: StartDaemon) -> DaemonProcess:
-    daemon = start_daemon()
-    wait_until(lambda: _listens(daemon.path), "it listens")  # its path is there a moment before
-    return daemon
-
-
-def _listens(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(str(path)) == 0
-
-
 def test_one_that_loads_says_so_to_whoever_asks_for_it(start_daemon: StartDaemon) -> None:
-    daemon = loading(start_daemon)
+    daemon = start_daemon().wait_listening()
     with daemon.connect() as asks, daemon.connect() as older:
         ask(asks, op="ping", alive=True)
         ask(older, op="ping")
@@ -243,7 +232,7 @@ def test_a_stopped_one_is_told_from_one_that_loads(
     monkeypatch.setattr(dialer, "QUESTION_PATIENCE", 3.0)
     monkeypatch.setattr(dialer, "IMAGE_PATIENCE", 3.0)
     told: list[str] = []
-    with Client(str(loading(start_daemon).path), notify=told.append) as client:
+    with Client(str(start_daemon().wait_listening().path), notify=told.append) as client:
         client.predict(photos[0])
     assert "stuck" not in "".join(told)
     daemon = start_daemon().wait_ready()

@@ -79,6 +79,7 @@ def test_a_model_that_works(
     timings = {key: said.pop(key) for key in list(said) if key.endswith(" took")}
     assert timings.keys() == {"load took", "decode took", "infer took"}
     assert all(0 < float(value.removesuffix(" ms")) < 60_000 for value in timings.values())
+    assert said.pop("engine").startswith("torch (")
     assert said == {
         "name": "tiny",
         "model": identify(spec),

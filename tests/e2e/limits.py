@@ -1,4 +1,4 @@
-"""Steps 8, 9 and 11: who may, what happens after too many failures, what is left after removal."""
+"""Steps 8, 9 and 12: who may, what happens after too many failures, what is left after removal."""
 
 from __future__ import annotations
 

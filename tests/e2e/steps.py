@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 
+import engines
 import limits
 import memory
 import models
@@ -28,6 +29,7 @@ STEPS = [
     limits.permissions,
     limits.restarts,
     memory.out_of_memory,
+    engines.engines,
     limits.hygiene,
 ]
 

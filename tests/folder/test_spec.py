@@ -188,7 +188,7 @@ CROPS = "one of center, five, ten, grid"
             "name",
             "xyz",
             "xyz: expected one of name, architecture, head, match, weights, sha256, labels, "
-            "activation, thresholds, preprocess, serve, canary, found an unknown key",
+            "activation, engine, thresholds, preprocess, serve, canary, found an unknown key",
         ),
         ('"sigmoid"', '"relu"', "activation: expected one of softmax, sigmoid, log_softmax, none, "
          'found "relu"'),

@@ -147,7 +147,8 @@ def test_every_command_of_the_table(
 ) -> None:
     _, *arguments = shlex.split(command)
     MAKERS[arguments[1]](workplace)
-    assert main(arguments) == 0, capsys.readouterr().err
+    # What is compiled is above: ten crops of CheXNet's, 17 times and in three sizes, take a minute.
+    assert main([*arguments, "--engine", "torch"]) == 0, capsys.readouterr().err
     assert (workplace / arguments[arguments.index("-o") + 1] / "model.toml").is_file()
 
 

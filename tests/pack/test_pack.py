@@ -65,7 +65,7 @@ def _no_weights_left_behind(tmp_path: Path) -> Iterator[None]:
 
 
 class Pack:
-    """Runs `swiprd pack` in this process; keeps what it said."""
+    """Runs `swiprd pack` in this process, without a compiled form; keeps what it said."""
 
     def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.folder = folder
@@ -75,7 +75,8 @@ class Pack:
 
     def run(self, checkpoint: Path, *options: str) -> int:
         self._capsys.readouterr()
-        status = main(["pack", str(checkpoint), *options])
+        # What a compiled form takes longer, test_pack_compiled.py is for.
+        status = main(["pack", str(checkpoint), "--engine", "torch", *options])
         self.out, self.err = self._capsys.readouterr()
         return status
 
@@ -882,7 +883,7 @@ class TestFolder:
         packing = subprocess.Popen(
             [
                 *(sys.executable, "-P", "-m", "swiprd", "pack", str(checkpoint)),
-                *("--labels", "a,b", "-o", str(tmp_path / "m")),
+                *("--labels", "a,b", "--engine", "torch", "-o", str(tmp_path / "m")),
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -1139,7 +1140,8 @@ def pack_alone(
     stdout: Any = subprocess.DEVNULL,
 ) -> subprocess.Popen[bytes]:
     """Start it in a process of its own."""
-    options = ("--labels", labels, "-o", str(folder), *([] if ready is None else [str(ready)]))
+    options = ("--labels", labels, "--engine", "torch", "-o", str(folder))
+    options = (*options, *([] if ready is None else [str(ready)]))
     return subprocess.Popen(
         [sys.executable, "-P", "-c", code, "pack", str(checkpoint), *options],
         pass_fds=[] if ready is None else [ready],

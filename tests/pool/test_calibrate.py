@@ -198,14 +198,14 @@ class TestInterruptions:
 class TestMemory:
     def test_what_is_remembered_comes_back(self, settings: Settings, spec: ModelSpec) -> None:
         best = shape(3, 2, 4)
-        assert calibration_file(settings, spec).read() is None
-        calibration_file(settings, spec).write(best, {shape(1, 6): 10.0, best: 23.456})
-        assert calibration_file(settings, spec).read() == best
-        assert choose_shape(settings, spec) == best
+        assert calibration_file(settings, spec, "torch").read() is None
+        calibration_file(settings, spec, "torch").write(best, {shape(1, 6): 10.0, best: 23.456})
+        assert calibration_file(settings, spec, "torch").read() == best
+        assert choose_shape(settings, spec, "torch") == best
 
     def test_the_file_is_for_people_too(self, settings: Settings, spec: ModelSpec) -> None:
         best = shape(2, 1)
-        calibration_file(settings, spec).write(best, {shape(1, 2): 176.0, best: 338.125})
+        calibration_file(settings, spec, "torch").write(best, {shape(1, 2): 176.0, best: 338.125})
         assert settings.cache is not None
         (file,) = settings.cache.iterdir()
         assert file.name.startswith("v1.2-")
@@ -223,21 +223,21 @@ class TestMemory:
         self, monkeypatch: pytest.MonkeyPatch, settings: Settings, spec: ModelSpec
     ) -> None:
         cores(monkeypatch, 6)
-        assert choose_shape(settings, spec) == shape(1, 6)
+        assert choose_shape(settings, spec, "torch") == shape(1, 6)
 
     def test_settings_win_over_the_models_folder_and_that_over_memory(
         self, settings: Settings, spec: ModelSpec
     ) -> None:
         spec = replace(spec, serve=replace(spec.serve, workers=3, threads=5))
         settings = replace(settings, workers=7)
-        calibration_file(settings, spec).write(shape(1, 1, 8), {})
-        assert choose_shape(settings, spec) == shape(7, 5, 8)
+        calibration_file(settings, spec, "torch").write(shape(1, 1, 8), {})
+        assert choose_shape(settings, spec, "torch") == shape(7, 5, 8)
 
     @pytest.mark.parametrize("what", ["weights", "model.toml", "device", "told", "cores"])
     def test_another_model_or_host_has_a_memory_of_its_own(
         self, monkeypatch: pytest.MonkeyPatch, settings: Settings, spec: ModelSpec, what: str
     ) -> None:
-        calibration_file(settings, spec).write(shape(3, 2), {})
+        calibration_file(settings, spec, "torch").write(shape(3, 2), {})
         match what:
             case "weights":
                 spec.weights.write_bytes(b"other weights")
@@ -249,7 +249,7 @@ class TestMemory:
                 settings = replace(settings, batch=2)
             case "cores":
                 cores(monkeypatch, 999)
-        assert calibration_file(settings, spec).read() is None
+        assert calibration_file(settings, spec, "torch").read() is None
 
     @pytest.mark.parametrize(
         "text",
@@ -285,14 +285,14 @@ class TestMemory:
         text: str | bytes,
     ) -> None:
         cores(monkeypatch, 2)
-        calibration_file(settings, spec).write(shape(2, 1), {})
-        calibration_file(settings, spec).path().write_bytes(
+        calibration_file(settings, spec, "torch").write(shape(2, 1), {})
+        calibration_file(settings, spec, "torch").path().write_bytes(
             text if isinstance(text, bytes) else text.encode()
         )
-        assert calibration_file(settings, spec).read() is None
-        assert choose_shape(settings, spec) == shape(1, 2)
-        calibration_file(settings, spec).write(shape(2, 1), {})
-        assert calibration_file(settings, spec).read() == shape(2, 1)
+        assert calibration_file(settings, spec, "torch").read() is None
+        assert choose_shape(settings, spec, "torch") == shape(1, 2)
+        calibration_file(settings, spec, "torch").write(shape(2, 1), {})
+        assert calibration_file(settings, spec, "torch").read() == shape(2, 1)
 
     @pytest.mark.parametrize("broken", ["not a folder", "full", "in the way"])
     def test_a_cache_that_cannot_be_written_is_a_warning(
@@ -305,23 +305,23 @@ class TestMemory:
             case "full":
                 settings = replace(settings, cache=Path("/dev/full"))
             case "in the way":
-                calibration_file(settings, spec).path().mkdir(parents=True)
+                calibration_file(settings, spec, "torch").path().mkdir(parents=True)
         with caplog.at_level(logging.WARNING, "swiprd"):
-            calibration_file(settings, spec).write(shape(1, 1), {})
+            calibration_file(settings, spec, "torch").write(shape(1, 1), {})
         assert "the calibration could not be kept" in caplog.text
-        assert calibration_file(settings, spec).read() is None
+        assert calibration_file(settings, spec, "torch").read() is None
 
     def test_all_told_nothing_is_measured(self, settings: Settings, spec: ModelSpec) -> None:
         told = replace(settings, workers=1, threads=1, batch=1)
         no_pool: Any = None  # so that any use of it fails
-        asyncio.run(calibrate(no_pool, spec, told, lambda: True))
+        asyncio.run(calibrate(no_pool, spec, told, "torch", lambda: True))
 
     def test_what_is_remembered_is_not_measured_again(
         self, settings: Settings, spec: ModelSpec
     ) -> None:
-        calibration_file(settings, spec).write(shape(1, 1), {})
+        calibration_file(settings, spec, "torch").write(shape(1, 1), {})
         no_pool: Any = None
-        asyncio.run(calibrate(no_pool, spec, settings, lambda: True))
+        asyncio.run(calibrate(no_pool, spec, settings, "torch", lambda: True))
 
 
 class TestDaemon:
@@ -394,7 +394,9 @@ class TestDaemon:
     ) -> None:
         cache = tmp_path / "cache"
         wide = replace(shape(1, 1), alone=2)
-        calibration_file(Settings(cache=cache), load_spec(tiny_model)).write(wide, {wide: 1.0})
+        calibration_file(Settings(cache=cache), load_spec(tiny_model), "torch").write(
+            wide, {wide: 1.0}
+        )
         daemon = DaemonProcess(tmp_path / "one", "--cache", str(cache), model=tiny_model)
         try:
             daemon.wait_ready()

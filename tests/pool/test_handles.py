@@ -18,7 +18,7 @@ from swiprd.pool.keeper import ForkserverKeeper
 from swiprd.pool.states import State
 from swiprd.system.attachment import Attachment
 from swiprd.system.memfd import sealed_memfd
-from swiprd.system.messages import Answer, Limits, Loaded
+from swiprd.system.messages import Answer, Limits, Load, Loaded
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -147,9 +147,7 @@ def test_a_forkserver_that_says_nonsense_is_let_go(
             pytest.fail("nonsense")
 
         keeper = ForkserverKeeper(
-            folder="/m",
-            device="cpu",
-            memory=None,
+            load=Load(folder="/m", device="cpu", memory=None),
             on_loaded=unexpected,
             on_not_forked=unexpected,
             on_failed=fail,

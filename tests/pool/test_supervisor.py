@@ -19,7 +19,7 @@ from swiprd.pool.recycling import RecyclingLimits
 from swiprd.pool.states import State
 from swiprd.pool.supervisor import Shape
 from swiprd.pool.trials import Interrupted, Tally, count_answers
-from swiprd.system.messages import Limits
+from swiprd.system.messages import Limits, Load
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -68,15 +68,13 @@ def run(model: Path, queue: Queue, work: Callable[[Pool], Awaitable[None]]) -> N
         spec = load_spec(model)
         pool = Pool(
             queue,
-            folder=str(spec.folder),
-            device="cpu",
+            load=Load(folder=str(spec.folder), device="cpu", memory=None),
             shape=ONE,
             limits=LIMITS,
             canary=canary_of(spec),
             ids=count(1),
-            memory=None,
             wear=RecyclingLimits(requests=0, growth=0),
-            on_given_up=lambda error: queue.told.append(("given up", error)),
+            on_given_up=lambda _, error: queue.told.append(("given up", error)),
         )
         try:
             await pool.staff.start()

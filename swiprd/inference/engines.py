@@ -1,0 +1,70 @@
+"""Which engine serves a model: its compiled form where one is proven and wanted, or else torch.
+
+torch is imported only where it is to serve: that takes two seconds, and two hundred megabytes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from swiprd.folder.spec import ModelSpec
+from swiprd.folder.toml_table import SpecError
+from swiprd.inference.engine import Engine
+from swiprd.inference.onnx_model import NoCompiledForm, OnnxModel, load_onnx
+from swiprd.system.messages import Load
+
+_NVIDIA = Path("/dev/nvidiactl")  # of NVIDIA's driver. To ask torch would be to import it.
+
+
+def load_engine(spec: ModelSpec, command: Load) -> tuple[Engine, str, str]:
+    """Load a model; start no thread and run no forward pass, for processes that fork.
+
+    Returns:
+        The engine; the device for its workers, "cpu" or "cuda"; and why it is not the compiled
+        form's, where that was wanted.
+
+    Raises:
+        SpecError: the folder's files are not fit to be served, or the compiled form is demanded
+            and there is none.
+        RuntimeError: CUDA is demanded, and there is none.
+    """
+    wanted = spec.engine if command.engine == "auto" else command.engine
+    note = ""
+    if wanted == "onnx" and command.device == "cuda":
+        raise SpecError(spec.file, "engine", "torch or auto with the device cuda", wanted)
+    if wanted == "onnx" or (wanted == "auto" and not _on_gpu(command.device)):
+        found = _compiled(spec, command.compiled)
+        if isinstance(found, str):
+            note = found
+        elif wanted == "auto" and (note := found.outpaced()):
+            found.close()
+        else:
+            return found, "cpu", ""
+        if wanted == "onnx":
+            raise SpecError(spec.file, "engine", "a compiled form that can serve", note)
+    return *_load_torch(spec, command.device), note
+
+
+def _compiled(spec: ModelSpec, cached: str) -> OnnxModel | str:
+    """Load the compiled form from the model's folder or the cache; or say why there is none."""
+    why = []
+    for directory in (spec.folder, *([Path(cached)] if cached else [])):
+        try:
+            return load_onnx(spec, directory)
+        except NoCompiledForm as error:
+            why.append(str(error))
+    return "; ".join(why)
+
+
+def _load_torch(spec: ModelSpec, device: str) -> tuple[Engine, str]:
+    import torch
+
+    torch.set_num_threads(1)
+    torch.set_num_interop_threads(1)
+    from swiprd.inference.model import load_model, pick_device
+
+    return load_model(spec), pick_device(device)
+
+
+def _on_gpu(device: str) -> bool:
+    return device == "cuda" or (device == "auto" and _NVIDIA.exists())
