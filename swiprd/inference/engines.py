@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from swiprd.folder.compiled_record import load_record
 from swiprd.folder.spec import ModelSpec
 from swiprd.folder.toml_table import SpecError
 from swiprd.inference.engine import Engine
@@ -33,22 +34,23 @@ def load_engine(spec: ModelSpec, command: Load) -> tuple[Engine, str, str]:
     if wanted == "onnx" and command.device == "cuda":
         raise SpecError(spec.file, "engine", "torch or auto with the device cuda", wanted)
     if wanted == "onnx" or (wanted == "auto" and not _on_gpu(command.device)):
-        found = _compiled(spec, command.compiled)
-        if isinstance(found, str):
-            note = found
-        elif wanted == "auto" and (note := found.outpaced()):
-            found.close()
-        else:
+        found = _compiled(spec, command.compiled, at_any_speed=wanted == "onnx")
+        if not isinstance(found, str):
             return found, "cpu", ""
+        note = found
         if wanted == "onnx":
             raise SpecError(spec.file, "engine", "a compiled form that can serve", note)
     return *_load_torch(spec, command.device), note
 
 
-def _compiled(spec: ModelSpec, cached: str) -> OnnxModel | str:
+def _compiled(spec: ModelSpec, cached: str, *, at_any_speed: bool) -> OnnxModel | str:
     """Load the compiled form from the model's folder or the cache; or say why there is none."""
     why = []
     for directory in (spec.folder, *([Path(cached)] if cached else [])):
+        record = load_record(directory)
+        if record is not None and not at_any_speed and (slower := record.outpaced()):
+            why.append(slower)  # onnxruntime is not even imported: not everywhere beside torch
+            continue
         try:
             return load_onnx(spec, directory)
         except NoCompiledForm as error:

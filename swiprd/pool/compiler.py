@@ -22,6 +22,7 @@ from importlib import metadata, util
 from pathlib import Path
 
 from swiprd.config import Settings
+from swiprd.folder.compiled_record import load_record
 from swiprd.folder.spec import ModelSpec
 from swiprd.pool.handles import ENVIRONMENT
 from swiprd.system.log import log
@@ -66,6 +67,9 @@ class Compiler:
         wanted = spec.engine if self._settings.engine == "auto" else self._settings.engine
         if wanted == "torch" or spec.carries_code:
             return False
+        made = load_record(directory)
+        if made is not None and made.outpaced():
+            return False  # torch serves because it is faster, not because there is none
         self._tried.add(directory)
         if any(util.find_spec(library) is None for library in _LIBRARIES):
             return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -147,3 +148,20 @@ def test_a_form_in_the_folder_is_served(start: Start, folder: Path, compiled: Fi
     shutil.rmtree(file.parent)
     again = start("onnx").wait_ready()
     assert engine_of(again) == "onnx"
+
+
+def test_a_form_that_is_slower_than_torch_is_not_made_again(start: Start, compiled: Find) -> None:
+    daemon = start().wait_ready()
+    wait_for_onnx(daemon)
+    daemon.stop()
+    (file,) = compiled()
+    record = file.with_name("compiled.toml")
+    record.write_text(re.sub("^seconds = .*", "seconds = 9.0", record.read_text(), flags=re.M))
+    written = file.stat()
+    again = start().wait_ready()
+    again.wait_status(lambda s: s["uptime"] > 4)
+    with Client(str(again.path)) as client:
+        model = client.model()
+    assert model["engine"] == "torch"
+    assert "torch is faster" in str(model["engine_note"])
+    assert file.stat() == written
