@@ -358,14 +358,14 @@ def quietly() -> dict[str, str]:
 def measure_cold(model: Path, photo: Path, folder: Path, engine: str) -> dict[str, Any]:
     """Seconds of `swiprctl predict` that has to start the daemon, beside those of the imports."""
     pairs = []
-    folder.mkdir()
+    folder.mkdir(mode=0o700, parents=True)
     environment = {
         **quietly(),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "XDG_RUNTIME_DIR": str(folder),
         "XDG_CACHE_HOME": str(folder / "cache"),
     }
-    swiprctl = [str(CLIENT / "swiprctl"), "--model", str(model)]
+    swiprctl = [str(Path(sys.executable).with_name("swiprctl")), "--model", str(model)]
     for _ in range(6):
         ours = whole_process([*swiprctl, "predict", str(photo)], environment)
         answer = subprocess.run(
@@ -477,7 +477,7 @@ def main() -> None:
             photos[-1].write_bytes(photo(seed, SIZE))
         for architecture in options.only or ARCHITECTURES:
             folder = root / architecture
-            model = make_folder(folder / "model", architecture)
+            model = make_folder(folder / "model", architecture, spread=0.1)
 
             def say(what: str, architecture: str = architecture) -> None:
                 print(f"{architecture}: {what}", file=sys.stderr, flush=True)

@@ -30,8 +30,13 @@ def slow_png() -> bytes:
     return stream.getvalue()
 
 
-def make_module(architecture: str, seed: int = 0) -> torch.nn.Module:
-    """Build a classifier whose answers differ visibly from picture to picture."""
+def make_module(architecture: str, seed: int = 0, spread: float = 1.0) -> torch.nn.Module:
+    """Build a classifier whose answers differ visibly from picture to picture.
+
+    Args:
+        spread: standard deviation of an output over pictures. An untrained network has nearly
+            none, and what enlarges it enlarges the last digits, too.
+    """
     torchvision = import_torchvision()
     torch.manual_seed(seed)
     extra = {"init_weights": False} if architecture in ("googlenet", "inception_v3") else {}
@@ -41,18 +46,23 @@ def make_module(architecture: str, seed: int = 0) -> torch.nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         probe = torch.rand((4, 3, 224, 224), generator=generator)
-        spread = module(probe).std(dim=0).mean()
+        found = module(probe).std(dim=0).mean()
         last = [m for m in module.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)][-1]
-        last.weight.mul_(min(1e6, 1.0 / float(spread)))
+        last.weight.mul_(min(1e6, spread / float(found)))
     return module
 
 
 def make_folder(
-    folder: Path, architecture: str = "shufflenet_v2_x0_5", *, seed: int = 0, extra: str = ""
+    folder: Path,
+    architecture: str = "shufflenet_v2_x0_5",
+    *,
+    seed: int = 0,
+    spread: float = 1.0,
+    extra: str = "",
 ) -> Path:
     """Write model.toml, labels.txt and weights.pth; `extra` is appended to model.toml."""
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(make_module(architecture, seed).state_dict(), folder / "weights.pth")
+    torch.save(make_module(architecture, seed, spread).state_dict(), folder / "weights.pth")
     (folder / "labels.txt").write_text("".join(f"class{i}\n" for i in range(CLASSES)))
     (folder / "canary.jpg").write_bytes(photo(12345))
     (folder / "model.toml").write_text(
