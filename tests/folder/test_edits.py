@@ -118,9 +118,8 @@ def test_a_mistake_is_told_to_the_next_and_its_repair_is_taken(desk: Desk) -> No
     wait_until(lambda: len(desk.daemons()) == 1, "all but the last have left")
 
 
-@pytest.mark.parametrize(
-    ("limit", "name"), [("-f 10", "RLIMIT_FSIZE"), ("-t 1", "RLIMIT_CPU"), ("-v 600000", "_AS")]
-)
+# Not `-t 1`: on a fast host a model is loaded within a second of processor time.
+@pytest.mark.parametrize(("limit", "name"), [("-f 10", "RLIMIT_FSIZE"), ("-v 600000", "_AS")])
 def test_limits_of_the_shell_that_started_it_hold_nobody_else_up(
     desk: Desk, limit: str, name: str
 ) -> None:
