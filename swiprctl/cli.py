@@ -17,7 +17,7 @@ from swiprctl.rows import Prediction, Table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from typing import NoReturn
 
     from swiprctl.inputs import Input
@@ -120,17 +120,24 @@ def _sink(client: Client, arguments: Arguments, several: bool) -> Sink:
     `sink = Condition(sink, …)`. What has to know of all that is written to a terminal, to clear its
     own line first, wraps `put`.
     """
-    with_path = several if arguments.with_path is None else arguments.with_path
     put = show if sys.stdout is not None and os.isatty(1) else write
-    format = _format(arguments, with_path)
-    if arguments.json:
-        return Writer(format, put, failures=arguments.errors)
-    return Writer(
+    format = _format(arguments, several if arguments.with_path is None else arguments.with_path)
+    ask: Callable[[], Iterable[str]] = tuple
+    if isinstance(format, Table):
+        ask = lambda: map(str, _labels(client))  # noqa: E731 - a client is not asked for nothing
+    if arguments.sort is None:
+        return Writer(format, put, header=arguments.header, failures=arguments.errors, ask=ask)
+    from swiprctl.sorting import SortedWriter
+
+    return SortedWriter(
         format,
         put,
+        label=arguments.sort,
+        reverse=arguments.reverse,
+        limit=arguments.limit,
         header=arguments.header,
         failures=arguments.errors,
-        ask=lambda: map(str, _labels(client)),
+        ask=ask,
     )
 
 
@@ -140,11 +147,17 @@ def _labels(client: Client) -> list[object]:
 
 
 def _format(arguments: Arguments, with_path: bool) -> Format:
-    if arguments.json:
+    name = "jsonl" if arguments.json else arguments.format
+    if name == "jsonl":
         from swiprctl.formats import JsonLines
 
         return JsonLines(most=arguments.top)
-    return Table(
+    table = Table
+    if name == "tsv":
+        from swiprctl.formats import Tsv
+
+        table = Tsv
+    return table(
         path=with_path,
         model=arguments.with_model,
         failures=arguments.errors,
