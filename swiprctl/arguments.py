@@ -10,10 +10,16 @@ from __future__ import annotations
 from swiprctl.errors import UsageError
 from swiprctl.protocol import MAX_TIMEOUT
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 COMMANDS = ("predict", "status", "model", "ping", "reload")
 
 _ANY = frozenset(COMMANDS)
 _PREDICT = frozenset({"predict"})
+
+FORMATS = ("csv", "tsv", "jsonl")
 
 # option: what it sets, to what (None: to the word that follows), and with which commands
 _OPTIONS: dict[str, tuple[str, object, frozenset[str]]] = {
@@ -35,6 +41,11 @@ _OPTIONS: dict[str, tuple[str, object, frozenset[str]]] = {
     "--labels": ("labels", True, _PREDICT),
     "--top": ("top", None, _PREDICT),
     "--with-model": ("with_model", True, _PREDICT),
+    "--format": ("format", None, _PREDICT),
+    "--errors": ("errors", True, _PREDICT),
+    "--sort": ("sort", None, _PREDICT),
+    "--reverse": ("reverse", True, _PREDICT),
+    "--limit": ("limit", None, _PREDICT),
 }
 
 
@@ -58,12 +69,23 @@ class Arguments:
         self.labels = False
         self.top: int | None = None
         self.with_model = False
+        self.format: str | None = None
+        self.errors = False
+        self.sort: str | None = None
+        self.reverse = False
+        self.limit: int | None = None
 
     @property
     def names_labels(self) -> bool:
-        """Whether labels are printed."""
+        """Whether labels are printed, or needed for what is."""
         return self.command == "predict" and (
-            self.header or self.labels or self.json or self.top is not None
+            self.header
+            or self.labels
+            or self.json
+            or self.errors
+            or self.format == "jsonl"
+            or self.top is not None
+            or self.sort is not None
         )
 
     @property
@@ -117,8 +139,8 @@ def _set(arguments: Arguments, name: str, value: str | None, rest: object) -> st
         value = next(rest, None)  # type: ignore[call-overload]
     if value is None:
         raise UsageError(f"{name} needs a value")
-    convert = {"timeout": _seconds, "top": _count}.get(attribute)
-    setattr(arguments, attribute, convert(value) if convert else value)
+    convert = _CONVERT.get(attribute)
+    setattr(arguments, attribute, convert(name, value) if convert else value)
     return name
 
 
@@ -150,28 +172,46 @@ def _check(arguments: Arguments, used: list[str]) -> None:
         raise UsageError("--files-from and --files0-from: give one of them")
     if not arguments.listed and not arguments.paths:
         raise UsageError("nothing to predict: give a PATH, or - for standard input")
-    if arguments.json:
-        for attribute in ("header", "labels", "with_model"):
-            if getattr(arguments, attribute):
-                option = "--" + attribute.replace("_", "-")
-                raise UsageError(f"--json needs no {option}: that is in every line")
-    if arguments.header and (arguments.labels or arguments.top is not None):
-        raise UsageError("--labels and --top need no --header: the labels are in every row")
+    _check_format(arguments)
 
 
-def _count(text: str) -> int:
+def _check_format(arguments: Arguments) -> None:
+    if arguments.json and arguments.format not in (None, "jsonl"):
+        raise UsageError(f"--json and --format={arguments.format}: give one of them")
+    if arguments.header and arguments.labels and arguments.top is None:
+        raise UsageError("--labels needs no --header: the labels are in every row; or add --top N")
+    for attribute in ("reverse", "limit"):
+        if getattr(arguments, attribute) and arguments.sort is None:
+            raise UsageError(f"--{attribute} goes with --sort=LABEL")
+
+
+def _count(name: str, text: str) -> int:
     # int() takes more than digits (" 3", "1_000"), and not many of those.
     digits = text.lstrip("0")
     if not (digits.isascii() and digits.isdigit()):
-        raise UsageError(f"--top: a whole number from 1, not {text!r}")
+        raise UsageError(f"{name}: a whole number from 1, not {text!r}")
     return int(digits[:9])  # more than there are labels, in any case
 
 
-def _seconds(text: str) -> float:
+def _seconds(name: str, text: str) -> float:
     try:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds <= MAX_TIMEOUT:
-        raise UsageError(f"--timeout: seconds above 0, at most {MAX_TIMEOUT:.0f}, not {text!r}")
+        raise UsageError(f"{name}: seconds above 0, at most {MAX_TIMEOUT:.0f}, not {text!r}")
     return seconds
+
+
+def _format(name: str, text: str) -> str:
+    if text not in FORMATS:
+        raise UsageError(f"{name}: one of {', '.join(FORMATS)}, not {text!r}")
+    return text
+
+
+_CONVERT: dict[str, Callable[[str, str], object]] = {
+    "timeout": _seconds,
+    "top": _count,
+    "limit": _count,
+    "format": _format,
+}

@@ -26,6 +26,11 @@ Inputs and output of predict:
   --top N              the N best pairs
   --with-model         put the model's id in front of the probabilities
   --json               print a JSON object a line, with labels and timings (also status, model)
+  --format=FORMAT      csv (the default), tsv, or jsonl, which is --json
+  --errors             print failures as rows or objects, too, not on standard error
+  --sort=LABEL         sort the rows by this label's probability, the highest first
+  --reverse            the lowest first
+  --limit=N            of the sorted rows, only the first N
   --prometheus         print the status as metrics, for node_exporter's textfile collector
 
 Which daemon, and for how long:
