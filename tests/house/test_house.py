@@ -47,7 +47,8 @@ PRINTED = {"swiprctl.report", "swiprctl.rows"}
 WITHOUT_TORCH = {
     f"swiprd.inference.{name}"
     for name in (
-        *("area", "decode", "decode_limits", "engine", "forkserver", "preprocess", "sampling"),
+        *("area", "decode", "decode_limits", "engine", "examined", "examined_onnx", "forkserver"),
+        *("onnx_model", "onnx_network", "onnx_session", "preprocess", "sampling", "separate"),
         "worker",
     )
 }
