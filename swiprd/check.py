@@ -28,6 +28,7 @@ from swiprd.folder.model_id import digest_weights
 from swiprd.folder.spec import ModelSpec, load_spec
 from swiprd.folder.toml_table import SpecError
 from swiprd.inference import decode, model
+from swiprd.inference.decoders import readable
 from swiprd.inference.model import LoadedModel
 from swiprd.inference.onnx_model import NoCompiledForm
 from swiprd.inference.proof import largest_difference
@@ -295,6 +296,7 @@ def _describe(
         "thresholds": list(spec.thresholds or ()),
         "resize": resize,
         "input": f"{recipe.crop_count} x 3 x {recipe.crop} x {recipe.crop}",
+        "formats": ", ".join(readable()),
         "weights": digest,
         "engine": engine.told,
         "device": loaded.device,
