@@ -14,9 +14,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-COMMANDS = ("predict", "status", "model", "ping", "reload")
+COMMANDS = ("predict", "status", "model", "ping", "list", "reload", "stop")
 
-_ANY = frozenset(COMMANDS)
+_ALL = frozenset(COMMANDS)
+_ANY = _ALL - {"list"}  # of those that are about one daemon
 _PREDICT = frozenset({"predict"})
 
 FORMATS = ("csv", "tsv", "jsonl")
@@ -25,12 +26,13 @@ FORMATS = ("csv", "tsv", "jsonl")
 _OPTIONS: dict[str, tuple[str, object, frozenset[str]]] = {
     "--socket": ("socket", None, _ANY),
     "--model": ("model", None, _ANY),
-    "--timeout": ("timeout", None, _ANY),
+    "--timeout": ("timeout", None, _ALL),
     "--no-autostart": ("autostart", False, _ANY),
     "--verbose": ("verbose", True, _ANY),
     "-v": ("verbose", True, _ANY),
-    "--json": ("json", True, frozenset({"predict", "status", "model"})),
+    "--json": ("json", True, frozenset({"predict", "status", "model", "list"})),
     "--prometheus": ("prometheus", True, frozenset({"status"})),
+    "--all": ("all", True, frozenset({"stop"})),
     "--files-from": ("files_from", None, _PREDICT),
     "--files0-from": ("files0_from", None, _PREDICT),
     "--with-filename": ("with_path", True, _PREDICT),
@@ -62,6 +64,7 @@ class Arguments:
         self.verbose = False
         self.json = False
         self.prometheus = False
+        self.all = False
         self.files_from: str | None = None
         self.files0_from: str | None = None
         self.with_path: bool | None = None
@@ -114,11 +117,14 @@ def parse(words: list[str]) -> Arguments:
                 return arguments
             used.append(_set(arguments, name, value if equals else None, rest))
         elif word.startswith("-") and word != "-":
-            if word == "-h" and not arguments.command:
-                arguments.command = "help"
+            if word == "-V" or (word == "-h" and not arguments.command):
+                arguments.command = "version" if word == "-V" else "help"
                 return arguments
             for letter in word[1:]:
                 used.append(_set(arguments, f"-{letter}", None, rest))
+        elif word in ("help", "version") and not arguments.command:
+            arguments.command = word
+            return arguments
         else:
             _operand(arguments, word)
     _check(arguments, used)
@@ -162,6 +168,10 @@ def _check(arguments: Arguments, used: list[str]) -> None:
             raise UsageError(f"{name} does not go with {command}")
     if arguments.json and arguments.prometheus:
         raise UsageError("--json and --prometheus: give one of them")
+    if arguments.all and (arguments.socket is not None or arguments.model is not None):
+        raise UsageError(
+            "--all stops every daemon of your own: give it without --socket and --model"
+        )
     if command != "predict":
         if arguments.paths:
             raise UsageError(f"{command} takes no operand: {arguments.paths[0]!r}")

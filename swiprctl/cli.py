@@ -63,6 +63,10 @@ def _run(arguments: Arguments) -> int:
 
         write(f"swiprctl {__version__}\n".encode())
         return 0
+    if arguments.command == "list":
+        return _list(arguments)
+    if arguments.command == "stop":
+        return _stop(arguments)
     with Client(
         arguments.socket,
         timeout=arguments.timeout,
@@ -194,12 +198,46 @@ def _inquire(client: Client, arguments: Arguments) -> int:
         took = f" in {duration(seconds)}" if isinstance(seconds, int | float) else ""
         text = f"{fields.get('model', 'the model')} answers as it should{took}"
     else:
-        from swiprctl.report import lines
+        from swiprctl.report import headline, lines
 
-        text = "\n".join(lines(fields))
+        front = [headline(fields), ""] if arguments.command == "status" else []
+        text = "\n".join([*front, *lines(fields)])
+    _print(text)
+    return 0
+
+
+def _list(arguments: Arguments) -> int:
+    from swiprctl.listing import entries, table
+
+    listed = entries(arguments.timeout)
+    if arguments.json:
+        import json
+
+        _print(json.dumps(listed, indent=2))
+    elif listed:
+        width = os.get_terminal_size(1).columns if os.isatty(1) else None
+        _print("\n".join(table(listed, width)))
+    else:
+        say("no daemon is here; 'swiprctl predict' starts one of your own")
+    return 0
+
+
+def _stop(arguments: Arguments) -> int:
+    from swiprctl.stopping import stop, stop_all
+
+    if not arguments.all:
+        stop(arguments.socket, arguments.model, arguments.timeout, _print)
+        return 0
+    failed = stop_all(arguments.timeout, _print)
+    for error in failed:
+        say(str(error))
+    return _SOME_FAILED if failed else 0
+
+
+def _print(text: str) -> None:
+    """Put text for people on standard output, in its encoding."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     write(f"{text}\n".encode(encoding, "backslashreplace"))
-    return 0
 
 
 def _timings(answer: Prediction) -> str:

@@ -224,6 +224,9 @@ class Client:
             reason: str, a line that says more.
             reload_error: str, why the last reload failed; empty if it did not.
             pid: of the daemon's front. uptime: since it was started.
+            memory: bytes that the front and the model's processes hold together, about.
+            folder: str, the model's folder, as the daemon sees it. log: str, the path of its log,
+                empty where that is no file.
             connections: clients that are connected now.
             queue: map: waiting (requests that no worker has yet), total (those that wait or run),
                 limit (of total), oldest (how long the first has waited), by_uid (total of each; the
