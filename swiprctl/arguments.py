@@ -10,10 +10,13 @@ from __future__ import annotations
 from swiprctl.errors import UsageError
 from swiprctl.protocol import MAX_TIMEOUT
 
-COMMANDS = ("predict", "status", "model", "ping", "reload")
+COMMANDS = ("predict", "select", "sheet", "status", "model", "ping", "reload")
 
-_ANY = frozenset(COMMANDS)
+_ANY = frozenset(COMMANDS) - {"sheet"}  # which asks no daemon
 _PREDICT = frozenset({"predict"})
+_SELECT = frozenset({"select"})
+_IMAGES = _PREDICT | _SELECT
+_SHEET = frozenset({"sheet"})
 
 # option: what it sets, to what (None: to the word that follows), and with which commands
 _OPTIONS: dict[str, tuple[str, object, frozenset[str]]] = {
@@ -25,8 +28,8 @@ _OPTIONS: dict[str, tuple[str, object, frozenset[str]]] = {
     "-v": ("verbose", True, _ANY),
     "--json": ("json", True, frozenset({"predict", "status", "model"})),
     "--prometheus": ("prometheus", True, frozenset({"status"})),
-    "--files-from": ("files_from", None, _PREDICT),
-    "--files0-from": ("files0_from", None, _PREDICT),
+    "--files-from": ("files_from", None, _IMAGES),
+    "--files0-from": ("files0_from", None, _IMAGES),
     "--with-filename": ("with_path", True, _PREDICT),
     "-H": ("with_path", True, _PREDICT),
     "--no-filename": ("with_path", False, _PREDICT),
@@ -35,6 +38,11 @@ _OPTIONS: dict[str, tuple[str, object, frozenset[str]]] = {
     "--labels": ("labels", True, _PREDICT),
     "--top": ("top", None, _PREDICT),
     "--with-model": ("with_model", True, _PREDICT),
+    "--where": ("where", None, _PREDICT),
+    "--invert-match": ("invert", True, _SELECT),  # and -v, see _check
+    "--null": ("null", True, _SELECT),
+    "-0": ("null", True, _SELECT),
+    "--relative-to": ("relative_to", None, _SHEET),
 }
 
 
@@ -59,12 +67,17 @@ class Arguments:
         self.top: int | None = None
         self.with_model = False
         self.errors = False
+        self.where: str | None = None
+        self.invert = False
+        self.null = False
+        self.relative_to: str | None = None
 
     @property
     def names_labels(self) -> bool:
-        """Whether labels are printed."""
-        return self.command == "predict" and (
-            self.header or self.labels or self.json or self.errors or self.top is not None
+        """Whether labels are printed, or looked up."""
+        return self.where is not None or (
+            self.command == "predict"
+            and (self.header or self.labels or self.json or self.errors or self.top is not None)
         )
 
     @property
@@ -73,13 +86,16 @@ class Arguments:
         return self.files_from is not None or self.files0_from is not None
 
 
-def parse(words: list[str]) -> Arguments:
+def parse(words: list[str], arguments: Arguments | None = None) -> Arguments:
     """Read a command line, without the program's name.
+
+    Args:
+        arguments: what to fill in: it has the command even where the rest makes no sense.
 
     Raises:
         UsageError: it asks for something that does not exist, or for too little.
     """
-    arguments = Arguments()
+    arguments = arguments or Arguments()
     used: list[str] = []  # options, to be checked against the command, which may come later
     rest = iter(words)
     for word in rest:
@@ -141,7 +157,11 @@ def _check(arguments: Arguments, used: list[str]) -> None:
             raise UsageError(f"{name} does not go with {command}")
     if arguments.json and arguments.prometheus:
         raise UsageError("--json and --prometheus: give one of them")
-    if command != "predict":
+    if command == "sheet":
+        return
+    if command == "select":
+        _check_select(arguments, used)
+    elif command != "predict":
         if arguments.paths:
             raise UsageError(f"{command} takes no operand: {arguments.paths[0]!r}")
         return
@@ -150,7 +170,7 @@ def _check(arguments: Arguments, used: list[str]) -> None:
     if arguments.files_from is not None and arguments.files0_from is not None:
         raise UsageError("--files-from and --files0-from: give one of them")
     if not arguments.listed and not arguments.paths:
-        raise UsageError("nothing to predict: give a PATH, or - for standard input")
+        raise UsageError(f"nothing to {command}: give a PATH, or - for standard input")
     if arguments.json:
         for attribute in ("header", "labels", "with_model"):
             if getattr(arguments, attribute):
@@ -158,6 +178,15 @@ def _check(arguments: Arguments, used: list[str]) -> None:
                 raise UsageError(f"--json needs no {option}: that is in every line")
     if arguments.header and (arguments.labels or arguments.top is not None):
         raise UsageError("--labels and --top need no --header: the labels are in every row")
+
+
+def _check_select(arguments: Arguments, used: list[str]) -> None:
+    """Take the condition from the operands, and -v as grep has it."""
+    if not arguments.paths:
+        raise UsageError("no condition given: swiprctl select 'blurred > 0.8' PATH...")
+    arguments.where = arguments.paths.pop(0)
+    arguments.verbose = "--verbose" in used
+    arguments.invert = arguments.invert or "-v" in used
 
 
 def _count(text: str) -> int:

@@ -17,7 +17,7 @@ from swiprctl.rows import Prediction, Table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from typing import NoReturn
 
     from swiprctl.inputs import Input
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from swiprctl.output import Format, Sink
 
 _SOME_FAILED = 1
+_NONE_SELECTED, _SELECT_FAILED = 1, 2  # as grep has it
 
 
 def run() -> NoReturn:
@@ -37,15 +38,15 @@ def run() -> NoReturn:
 
 def main(words: list[str]) -> int:
     """Run one command line; give the exit status."""
+    arguments = Arguments()
     try:
-        return _run(parse(words))
-    except UsageError as error:
-        say(str(error))
-        say("try 'swiprctl --help'")
-        return error.exit_status
+        return _run(parse(words, arguments))
     except SwiprError as error:
-        say(str(error))
-        return error.exit_status
+        for line in error.lines():
+            say(line)
+        if isinstance(error, UsageError):
+            say("try 'swiprctl --help'")
+        return _SELECT_FAILED if arguments.command == "select" else error.exit_status
     except OutputFailed as error:
         return error.status
     except KeyboardInterrupt:
@@ -63,6 +64,10 @@ def _run(arguments: Arguments) -> int:
 
         write(f"swiprctl {__version__}\n".encode())
         return 0
+    if arguments.command == "sheet":
+        from swiprctl.sheet import run as make_sheet
+
+        return make_sheet(arguments)
     with Client(
         arguments.socket,
         timeout=arguments.timeout,
@@ -74,12 +79,25 @@ def _run(arguments: Arguments) -> int:
     ) as client:
         if arguments.verbose:
             say(f"socket {client.socket_path}")
+        if arguments.command == "select":
+            return _select(client, arguments)
         if arguments.command == "predict":
             return _predict(client, arguments)
         return _inquire(client, arguments)
 
 
-def _predict(client: Client, arguments: Arguments) -> int:
+def _select(client: Client, arguments: Arguments) -> int:
+    from swiprctl.expression import parse as parse_condition
+    from swiprctl.selection import Matches, Where
+
+    matches = Matches(_put(), b"\0" if arguments.null else b"\n")
+    condition = parse_condition(arguments.where or "")
+    if _predict(client, arguments, Where(matches, condition, invert=arguments.invert)):
+        return _SELECT_FAILED
+    return 0 if matches.any else _NONE_SELECTED
+
+
+def _predict(client: Client, arguments: Arguments, sink: Sink | None = None) -> int:
     """Have inputs answered: from their source, by the client, into the sink.
 
     A source gives inputs as `predict_many` takes them. What else gives them, a walk of folders
@@ -89,7 +107,7 @@ def _predict(client: Client, arguments: Arguments) -> int:
     names = _names(arguments) if arguments.listed else None
     inputs: Iterable[Input | None]
     inputs = names or [0 if path == "-" else path for path in arguments.paths]
-    sink = _sink(client, arguments, several)
+    sink = sink or _sink(client, arguments, several)
     status = 0
     try:
         for source, answer in client.predict_many(inputs):
@@ -121,17 +139,23 @@ def _sink(client: Client, arguments: Arguments, several: bool) -> Sink:
     own line first, wraps `put`.
     """
     with_path = several if arguments.with_path is None else arguments.with_path
-    put = show if sys.stdout is not None and os.isatty(1) else write
-    format = _format(arguments, with_path)
-    if arguments.json:
-        return Writer(format, put, failures=arguments.errors)
-    return Writer(
-        format,
-        put,
+    sink: Sink = Writer(
+        _format(arguments, with_path),
+        _put(),
         header=arguments.header,
         failures=arguments.errors,
-        ask=lambda: map(str, _labels(client)),
+        ask=tuple if arguments.json else lambda: map(str, _labels(client)),
     )
+    if arguments.where is not None:
+        from swiprctl.expression import parse as parse_condition
+        from swiprctl.selection import Where
+
+        sink = Where(sink, parse_condition(arguments.where))
+    return sink
+
+
+def _put() -> Callable[[bytes], None]:
+    return show if sys.stdout is not None and os.isatty(1) else write
 
 
 def _labels(client: Client) -> list[object]:
