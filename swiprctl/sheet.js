@@ -172,8 +172,8 @@
     if (low >= 0 && high <= 1) [low, high] = [0, 1];
     if (low > high) [low, high] = [0, 1];
     const step = high - low <= 1 ? 0.01 : 10 ** Math.floor(Math.log10((high - low) / 100));
-    low = Math.floor(low / step) * step;
-    high = Math.ceil(high / step) * step;
+    low = Number((Math.floor(low / step) * step).toPrecision(12));
+    high = Number((Math.ceil(high / step) * step).toPrecision(12));
     for (const input of [slider, field]) Object.assign(input, { min: low, max: high, step });
     field.step = "any";
     threshold = Number(((low + high) / 2).toPrecision(3));
