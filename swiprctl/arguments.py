@@ -14,11 +14,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-COMMANDS = ("predict", "status", "model", "ping", "list", "reload", "stop")
+COMMANDS = ("predict", "select", "sheet", "status", "model", "ping", "list", "reload", "stop")
 
 _ALL = frozenset(COMMANDS)
-_ANY = _ALL - {"list"}  # of those that are about one daemon
+_ANY = _ALL - {"list", "sheet"}  # of those that are about one daemon
 _PREDICT = frozenset({"predict"})
+_SELECT = frozenset({"select"})
+_IMAGES = _PREDICT | _SELECT
+_SHEET = frozenset({"sheet"})
 
 FORMATS = ("csv", "tsv", "jsonl")
 
@@ -33,8 +36,8 @@ _OPTIONS: dict[str, tuple[str, object, frozenset[str]]] = {
     "--json": ("json", True, frozenset({"predict", "status", "model", "list"})),
     "--prometheus": ("prometheus", True, frozenset({"status"})),
     "--all": ("all", True, frozenset({"stop"})),
-    "--files-from": ("files_from", None, _PREDICT),
-    "--files0-from": ("files0_from", None, _PREDICT),
+    "--files-from": ("files_from", None, _IMAGES),
+    "--files0-from": ("files0_from", None, _IMAGES),
     "--with-filename": ("with_path", True, _PREDICT),
     "-H": ("with_path", True, _PREDICT),
     "--no-filename": ("with_path", False, _PREDICT),
@@ -48,6 +51,11 @@ _OPTIONS: dict[str, tuple[str, object, frozenset[str]]] = {
     "--sort": ("sort", None, _PREDICT),
     "--reverse": ("reverse", True, _PREDICT),
     "--limit": ("limit", None, _PREDICT),
+    "--where": ("where", None, _PREDICT),
+    "--invert-match": ("invert", True, _SELECT),  # and -v, see _check
+    "--null": ("null", True, _SELECT),
+    "-0": ("null", True, _SELECT),
+    "--relative-to": ("relative_to", None, _SHEET),
 }
 
 
@@ -77,18 +85,25 @@ class Arguments:
         self.sort: str | None = None
         self.reverse = False
         self.limit: int | None = None
+        self.where: str | None = None
+        self.invert = False
+        self.null = False
+        self.relative_to: str | None = None
 
     @property
     def names_labels(self) -> bool:
         """Whether labels are printed, or needed for what is."""
-        return self.command == "predict" and (
-            self.header
-            or self.labels
-            or self.json
-            or self.errors
-            or self.format == "jsonl"
-            or self.top is not None
-            or self.sort is not None
+        return self.where is not None or (
+            self.command == "predict"
+            and (
+                self.header
+                or self.labels
+                or self.json
+                or self.errors
+                or self.format == "jsonl"
+                or self.top is not None
+                or self.sort is not None
+            )
         )
 
     @property
@@ -97,13 +112,16 @@ class Arguments:
         return self.files_from is not None or self.files0_from is not None
 
 
-def parse(words: list[str]) -> Arguments:
+def parse(words: list[str], arguments: Arguments | None = None) -> Arguments:
     """Read a command line, without the program's name.
+
+    Args:
+        arguments: what to fill in: it has the command even where the rest makes no sense.
 
     Raises:
         UsageError: it asks for something that does not exist, or for too little.
     """
-    arguments = Arguments()
+    arguments = arguments or Arguments()
     used: list[str] = []  # options, to be checked against the command, which may come later
     rest = iter(words)
     for word in rest:
@@ -172,7 +190,11 @@ def _check(arguments: Arguments, used: list[str]) -> None:
         raise UsageError(
             "--all stops every daemon of your own: give it without --socket and --model"
         )
-    if command != "predict":
+    if command == "sheet":
+        return
+    if command == "select":
+        _check_select(arguments, used)
+    elif command != "predict":
         if arguments.paths:
             raise UsageError(f"{command} takes no operand: {arguments.paths[0]!r}")
         return
@@ -181,7 +203,7 @@ def _check(arguments: Arguments, used: list[str]) -> None:
     if arguments.files_from is not None and arguments.files0_from is not None:
         raise UsageError("--files-from and --files0-from: give one of them")
     if not arguments.listed and not arguments.paths:
-        raise UsageError("nothing to predict: give a PATH, or - for standard input")
+        raise UsageError(f"nothing to {command}: give a PATH, or - for standard input")
     _check_format(arguments)
 
 
@@ -193,6 +215,15 @@ def _check_format(arguments: Arguments) -> None:
     for attribute in ("reverse", "limit"):
         if getattr(arguments, attribute) and arguments.sort is None:
             raise UsageError(f"--{attribute} goes with --sort=LABEL")
+
+
+def _check_select(arguments: Arguments, used: list[str]) -> None:
+    """Take the condition from the operands, and -v as grep has it."""
+    if not arguments.paths:
+        raise UsageError("no condition given: swiprctl select 'blurred > 0.8' PATH...")
+    arguments.where = arguments.paths.pop(0)
+    arguments.verbose = "--verbose" in used
+    arguments.invert = arguments.invert or "-v" in used
 
 
 def _count(name: str, text: str) -> int:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from swiprctl.output import Format, Sink
 
 _SOME_FAILED = 1
+_NONE_SELECTED, _SELECT_FAILED = 1, 2  # as grep has it
 
 
 def run() -> NoReturn:
@@ -37,15 +38,15 @@ def run() -> NoReturn:
 
 def main(words: list[str]) -> int:
     """Run one command line; give the exit status."""
+    arguments = Arguments()
     try:
-        return _run(parse(words))
-    except UsageError as error:
-        say(str(error))
-        say("try 'swiprctl --help'")
-        return error.exit_status
+        return _run(parse(words, arguments))
     except SwiprError as error:
-        say(str(error))
-        return error.exit_status
+        for line in error.lines():
+            say(line)
+        if isinstance(error, UsageError):
+            say("try 'swiprctl --help'")
+        return _SELECT_FAILED if arguments.command == "select" else error.exit_status
     except OutputFailed as error:
         return error.status
     except KeyboardInterrupt:
@@ -67,6 +68,10 @@ def _run(arguments: Arguments) -> int:
         return _list(arguments)
     if arguments.command == "stop":
         return _stop(arguments)
+    if arguments.command == "sheet":
+        from swiprctl.sheet import run as make_sheet
+
+        return make_sheet(arguments)
     with Client(
         arguments.socket,
         timeout=arguments.timeout,
@@ -78,12 +83,25 @@ def _run(arguments: Arguments) -> int:
     ) as client:
         if arguments.verbose:
             say(f"socket {client.socket_path}")
+        if arguments.command == "select":
+            return _select(client, arguments)
         if arguments.command == "predict":
             return _predict(client, arguments)
         return _inquire(client, arguments)
 
 
-def _predict(client: Client, arguments: Arguments) -> int:
+def _select(client: Client, arguments: Arguments) -> int:
+    from swiprctl.expression import parse as parse_condition
+    from swiprctl.selection import Matches, Where
+
+    matches = Matches(_put(), b"\0" if arguments.null else b"\n")
+    condition = parse_condition(arguments.where or "")
+    if _predict(client, arguments, Where(matches, condition, invert=arguments.invert)):
+        return _SELECT_FAILED
+    return 0 if matches.any else _NONE_SELECTED
+
+
+def _predict(client: Client, arguments: Arguments, sink: Sink | None = None) -> int:
     """Have inputs answered: from their source, by the client, into the sink.
 
     A source gives inputs as `predict_many` takes them. What else gives them, a walk of folders
@@ -93,7 +111,7 @@ def _predict(client: Client, arguments: Arguments) -> int:
     names = _names(arguments) if arguments.listed else None
     inputs: Iterable[Input | None]
     inputs = names or [0 if path == "-" else path for path in arguments.paths]
-    sink = _sink(client, arguments, several)
+    sink = sink or _sink(client, arguments, several)
     status = 0
     try:
         for source, answer in client.predict_many(inputs):
@@ -124,7 +142,18 @@ def _sink(client: Client, arguments: Arguments, several: bool) -> Sink:
     `sink = Condition(sink, …)`. What has to know of all that is written to a terminal, to clear its
     own line first, wraps `put`.
     """
-    put = show if sys.stdout is not None and os.isatty(1) else write
+    sink = _writer(client, arguments, several)
+    if arguments.where is None:
+        return sink
+    from swiprctl.expression import parse as parse_condition
+    from swiprctl.selection import Where
+
+    return Where(sink, parse_condition(arguments.where))
+
+
+def _writer(client: Client, arguments: Arguments, several: bool) -> Sink:
+    """Make the last sink, which writes."""
+    put = _put()
     format = _format(arguments, several if arguments.with_path is None else arguments.with_path)
     ask: Callable[[], Iterable[str]] = tuple
     if isinstance(format, Table):
@@ -143,6 +172,10 @@ def _sink(client: Client, arguments: Arguments, several: bool) -> Sink:
         failures=arguments.errors,
         ask=ask,
     )
+
+
+def _put() -> Callable[[bytes], None]:
+    return show if sys.stdout is not None and os.isatty(1) else write
 
 
 def _labels(client: Client) -> list[object]:

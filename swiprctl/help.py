@@ -3,6 +3,8 @@
 TEXT = """\
 Usage: swiprctl predict [OPTION]... PATH...
        swiprctl predict [OPTION]... --files-from=F | --files0-from=F
+       swiprctl select [OPTION]... CONDITION PATH... | --files-from=F | ...
+       swiprctl sheet [--relative-to=DIR] [ROWS] > PAGE
        swiprctl status | model | ping | list | reload | stop [OPTION]...
 
 Ask the local image classifier. `predict` prints a CSV row of probabilities for
@@ -11,6 +13,8 @@ error and no row. PATH may be - for standard input. Where no daemon runs, one is
 started; it leaves after five idle minutes.
 
   predict     the probabilities of images
+  select      the paths of the images whose row fulfils a condition
+  sheet       a page of the pictures, from a file of rows, to see in a browser
   status      how the daemon is: its workers, queue, and what it had to kill
   model       what is served: its id, labels, thresholds, input size, versions
   ping        send a known image through a live worker and check the answer
@@ -40,11 +44,24 @@ Inputs and output of predict:
                        first
   --reverse            the lowest first
   --limit=N            of the sorted rows, only the first N
+  --where CONDITION    print the rows that fulfil it, and no others
 
 Of status and stop:
   --prometheus         print the status as metrics, for node_exporter's textfile
                        collector
   --all                stop all daemons of your own
+
+Of select, which takes the same lists, and exits as grep does: 0 if a path was
+printed, 1 if none was, 2 if something failed:
+  -v, --invert-match   the images that do not (elsewhere, -v is --verbose)
+  -0, --null           end each path by a NUL, for xargs -0
+A CONDITION is made of labels, numbers, > >= < <= == !=, and, or, not, brackets:
+'blurred > 0.8 and not top == "cat"'. top is the best label. A label with blanks
+or other signs is put between quotation marks. By itself, a label reaches the
+threshold that its model has for it.
+
+Of sheet:
+  --relative-to=DIR    where the page will be (default: the current directory)
 
 Which daemon, and for how long:
   --model NAME         the system's daemon for this model: /run/swipr/NAME.sock;
