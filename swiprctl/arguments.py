@@ -152,11 +152,14 @@ def parse(words: list[str], arguments: Arguments | None = None) -> Arguments:
 def _set(arguments: Arguments, name: str, value: str | None, rest: object) -> str:
     option = _OPTIONS.get(name)
     if option is None:
-        raise UsageError(f"there is no option {name}")
+        from swiprctl.hints import unknown_option
+
+        raise UsageError(unknown_option(name, _OPTIONS))
     attribute, constant, _ = option
     if constant is not None:
         if value is not None:
-            raise UsageError(f"{name} takes no value")
+            more = ": it prints those of the model; 'swiprd pack' takes a list of them"
+            raise UsageError(f"{name} takes no value{more if name == '--labels' else ''}")
         setattr(arguments, attribute, constant)
         return name
     if value is None:
@@ -174,7 +177,9 @@ def _operand(arguments: Arguments, word: str) -> None:
     elif word in COMMANDS:
         arguments.command = word
     else:
-        raise UsageError(f"there is no command {word!r}; there are {', '.join(COMMANDS)}")
+        from swiprctl.hints import unknown_command
+
+        raise UsageError(unknown_command(word, COMMANDS))
 
 
 def _check(arguments: Arguments, used: list[str]) -> None:
@@ -203,7 +208,10 @@ def _check(arguments: Arguments, used: list[str]) -> None:
     if arguments.files_from is not None and arguments.files0_from is not None:
         raise UsageError("--files-from and --files0-from: give one of them")
     if not arguments.listed and not arguments.paths:
-        raise UsageError(f"nothing to {command}: give a PATH, or - for standard input")
+        raise UsageError(
+            f"nothing to {command}: give a PATH, - for an image on standard input, or"
+            " --files-from=- for a list of paths there"
+        )
     _check_format(arguments)
 
 
