@@ -20,6 +20,7 @@ _ANY = frozenset(COMMANDS)
 _PREDICT = frozenset({"predict"})
 
 FORMATS = ("csv", "tsv", "jsonl")
+_BY_SUFFIX = {"csv": "csv", "tsv": "tsv", "tab": "tsv", "jsonl": "jsonl", "ndjson": "jsonl"}
 
 # option: what it sets, to what (None: to the word that follows), and with which commands
 _OPTIONS: dict[str, tuple[str, object, frozenset[str]]] = {
@@ -46,6 +47,9 @@ _OPTIONS: dict[str, tuple[str, object, frozenset[str]]] = {
     "--sort": ("sort", None, _PREDICT),
     "--reverse": ("reverse", True, _PREDICT),
     "--limit": ("limit", None, _PREDICT),
+    "--output": ("output", None, _PREDICT),
+    "--resume": ("resume", True, _PREDICT),
+    "--force": ("force", True, _PREDICT),
 }
 
 
@@ -74,6 +78,9 @@ class Arguments:
         self.sort: str | None = None
         self.reverse = False
         self.limit: int | None = None
+        self.output: str | None = None
+        self.resume = False
+        self.force = False
 
     @property
     def names_labels(self) -> bool:
@@ -83,10 +90,29 @@ class Arguments:
             or self.labels
             or self.json
             or self.errors
-            or self.format == "jsonl"
+            or self.format_name == "jsonl"
             or self.top is not None
             or self.sort is not None
         )
+
+    @property
+    def format_name(self) -> str:
+        """The format of what `predict` prints; empty where the output file's name says none."""
+        if self.json or self.format is not None:
+            return self.format or "jsonl"
+        if self.output is None:
+            return "csv"
+        return _BY_SUFFIX.get(self.output.rpartition(".")[2].lower(), "")
+
+    @property
+    def row_options(self) -> str:
+        """The options that decide what rows look like, as words."""
+        words = [f"--format={self.format_name}"]
+        if self.format_name != "jsonl":
+            words += ["--header"] * self.header + ["--with-model"] * self.with_model
+            words += ["--labels"] * self.labels
+        words += ["--errors"] * self.errors
+        return " ".join(words if self.top is None else [*words, f"--top={self.top}"])
 
     @property
     def listed(self) -> bool:
@@ -183,6 +209,23 @@ def _check_format(arguments: Arguments) -> None:
     for attribute in ("reverse", "limit"):
         if getattr(arguments, attribute) and arguments.sort is None:
             raise UsageError(f"--{attribute} goes with --sort=LABEL")
+    _check_output(arguments)
+
+
+def _check_output(arguments: Arguments) -> None:
+    if arguments.output is None:
+        for attribute in ("resume", "force"):
+            if getattr(arguments, attribute):
+                raise UsageError(f"--{attribute} goes with --output=FILE")
+        return
+    if not arguments.format_name:
+        raise UsageError(f"--output={arguments.output}: say --format=csv, tsv or jsonl")
+    if arguments.resume and arguments.force:
+        raise UsageError("--resume and --force: give one of them")
+    if arguments.with_path is False:
+        raise UsageError("--output needs the path in each row: leave -h out")
+    if arguments.sort is not None:
+        raise UsageError("--sort writes in the end: use it with '> FILE' in place of --output")
 
 
 def _count(name: str, text: str) -> int:

@@ -31,6 +31,9 @@ Inputs and output of predict:
   --sort=LABEL         sort the rows by this label's probability, the highest first
   --reverse            the lowest first
   --limit=N            of the sorted rows, only the first N
+  --output=FILE        write the rows to FILE, in the format that its name says: .csv, .tsv, .jsonl
+  --resume             go on with FILE: leave out what it has and is unchanged since
+  --force              begin FILE anew, whatever is in it
   --prometheus         print the status as metrics, for node_exporter's textfile collector
 
 Which daemon, and for how long:
@@ -45,6 +48,6 @@ Which daemon, and for how long:
   --version, --help
 
 Exit status: 0 all went well, 64 usage, 65 not an image or too large, 66 cannot open the file,
-69 no daemon, 70 the image crashed its worker, 74 output failed, 75 try later, 76 not this
-protocol, 77 no permission, 124 deadline. With several inputs: 1 if some failed.
+69 no daemon, 70 the image crashed its worker, 73 no such output file, 74 output failed, 75 try
+later, 76 not this protocol, 77 no permission, 124 deadline. With several inputs: 1 if some failed.
 """
