@@ -112,7 +112,7 @@ class OutputFile:
         if force:
             discard(self._path)
         elif complete(self._path):
-            os.close(self._file)
+            self.close()
             self._file = self._locked()
         begun = not force and os.fstat(self._file).st_size > 0
         if begun and not resume:

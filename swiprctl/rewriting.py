@@ -58,13 +58,15 @@ def rewrite(path: str, is_void: Callable[[int], bool]) -> tuple[int, int]:
         os.fsync(file)
         os.fsync(journal)
         os.rename(new, journal_path)
+        os.rename(rows, path)
     except BaseException:
         for descriptor in (file, journal):
             if descriptor >= 0:
                 os.close(descriptor)
-        discard(path)
+        # What is there decides: Ctrl-C may come when a call is done and nobody knows yet.
+        if os.path.lexists(new):
+            discard(path)
         raise
-    os.rename(rows, path)
     return file, journal
 
 
