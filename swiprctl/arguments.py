@@ -24,6 +24,7 @@ _IMAGES = _PREDICT | _SELECT
 _SHEET = frozenset({"sheet"})
 
 FORMATS = ("csv", "tsv", "jsonl")
+_BY_SUFFIX = {"csv": "csv", "tsv": "tsv", "tab": "tsv", "jsonl": "jsonl", "ndjson": "jsonl"}
 
 # option: what it sets, to what (None: to the word that follows), and with which commands
 _OPTIONS: dict[str, tuple[str, object, frozenset[str]]] = {
@@ -56,6 +57,9 @@ _OPTIONS: dict[str, tuple[str, object, frozenset[str]]] = {
     "--null": ("null", True, _SELECT),
     "-0": ("null", True, _SELECT),
     "--relative-to": ("relative_to", None, _SHEET),
+    "--output": ("output", None, _PREDICT),
+    "--resume": ("resume", True, _PREDICT),
+    "--force": ("force", True, _PREDICT),
 }
 
 
@@ -89,6 +93,9 @@ class Arguments:
         self.invert = False
         self.null = False
         self.relative_to: str | None = None
+        self.output: str | None = None
+        self.resume = False
+        self.force = False
 
     @property
     def names_labels(self) -> bool:
@@ -100,11 +107,31 @@ class Arguments:
                 or self.labels
                 or self.json
                 or self.errors
-                or self.format == "jsonl"
+                or self.format_name == "jsonl"
                 or self.top is not None
                 or self.sort is not None
             )
         )
+
+    @property
+    def format_name(self) -> str:
+        """The format of what `predict` prints; empty where the output file's name says none."""
+        if self.json or self.format is not None:
+            return self.format or "jsonl"
+        if self.output is None:
+            return "csv"
+        return _BY_SUFFIX.get(self.output.rpartition(".")[2].lower(), "")
+
+    @property
+    def row_options(self) -> str:
+        """The options that decide what rows look like, as words."""
+        words = [f"--format={self.format_name}"]
+        if self.format_name != "jsonl":
+            words += ["--header"] * self.header + ["--with-model"] * self.with_model
+            words += ["--labels"] * self.labels
+        words += ["--errors"] * self.errors
+        words += [] if self.where is None else [f"--where={self.where}"]
+        return " ".join(words if self.top is None else [*words, f"--top={self.top}"])
 
     @property
     def listed(self) -> bool:
@@ -223,6 +250,23 @@ def _check_format(arguments: Arguments) -> None:
     for attribute in ("reverse", "limit"):
         if getattr(arguments, attribute) and arguments.sort is None:
             raise UsageError(f"--{attribute} goes with --sort=LABEL")
+    _check_output(arguments)
+
+
+def _check_output(arguments: Arguments) -> None:
+    if arguments.output is None:
+        for attribute in ("resume", "force"):
+            if getattr(arguments, attribute):
+                raise UsageError(f"--{attribute} goes with --output=FILE")
+        return
+    if not arguments.format_name:
+        raise UsageError(f"--output={arguments.output}: say --format=csv, tsv or jsonl")
+    if arguments.resume and arguments.force:
+        raise UsageError("--resume and --force: give one of them")
+    if arguments.with_path is False:
+        raise UsageError("--output needs the path in each row: leave -h out")
+    if arguments.sort is not None:
+        raise UsageError("--sort writes in the end: use it with '> FILE' in place of --output")
 
 
 def _check_select(arguments: Arguments, used: list[str]) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from swiprctl.inputs import Input
     from swiprctl.names import Names
     from swiprctl.output import Format, Sink
+    from swiprctl.resuming import Remaining
 
 _SOME_FAILED = 1
 _NONE_SELECTED, _SELECT_FAILED = 1, 2  # as grep has it
@@ -111,10 +112,11 @@ def _predict(client: Client, arguments: Arguments, sink: Sink | None = None) -> 
     names = _names(arguments) if arguments.listed else None
     inputs: Iterable[Input | None]
     inputs = names or [0 if path == "-" else path for path in arguments.paths]
-    sink = sink or _sink(client, arguments, several)
+    remaining = _remaining(client, arguments, inputs) if arguments.output is not None else None
+    sink = sink or _sink(client, arguments, several, remaining)
     status = 0
     try:
-        for source, answer in client.predict_many(inputs):
+        for source, answer in client.predict_many(inputs if remaining is None else remaining):
             path = "-" if source == 0 else str(source)
             failure = sink.take(path, answer)
             if failure is not None:
@@ -131,18 +133,34 @@ def _predict(client: Client, arguments: Arguments, sink: Sink | None = None) -> 
     if names is not None and names.error is not None:
         say(str(names.error))
         status = _SOME_FAILED
+    if remaining is not None and arguments.verbose:
+        say(f"{arguments.output}: {remaining.skipped} of the inputs were in it")
     return status
 
 
-def _sink(client: Client, arguments: Arguments, several: bool) -> Sink:
-    """Put together where the answers go: at the end always a `Writer`.
+def _remaining(client: Client, arguments: Arguments, inputs: Iterable[Input | None]) -> Remaining:
+    """Open the output file, for the inputs that it has no row of."""
+    from swiprctl.resuming import begin
+
+    return begin(
+        arguments.output or "",
+        arguments.row_options,
+        inputs,
+        client.model,
+        resume=arguments.resume,
+        force=arguments.force,
+    )
+
+
+def _sink(client: Client, arguments: Arguments, several: bool, remaining: Remaining | None) -> Sink:
+    """Put together where the answers go: at the end always a `Writer`, or a `FileWriter`.
 
     What picks among answers (a condition) or watches them (progress) is a `Sink` of its own, in a
     module that is imported here if it is asked for, and stands before the others:
     `sink = Condition(sink, …)`. What has to know of all that is written to a terminal, to clear its
     own line first, wraps `put`.
     """
-    sink = _writer(client, arguments, several)
+    sink = _writer(client, arguments, several, remaining)
     if arguments.where is None:
         return sink
     from swiprctl.expression import parse as parse_condition
@@ -151,13 +169,28 @@ def _sink(client: Client, arguments: Arguments, several: bool) -> Sink:
     return Where(sink, parse_condition(arguments.where))
 
 
-def _writer(client: Client, arguments: Arguments, several: bool) -> Sink:
+def _writer(
+    client: Client, arguments: Arguments, several: bool, remaining: Remaining | None
+) -> Sink:
     """Make the last sink, which writes."""
     put = _put()
-    format = _format(arguments, several if arguments.with_path is None else arguments.with_path)
+    with_path = arguments.with_path
+    if with_path is None:
+        with_path = several or remaining is not None
+    format = _format(arguments, with_path)
     ask: Callable[[], Iterable[str]] = tuple
     if isinstance(format, Table):
         ask = lambda: map(str, _labels(client))  # noqa: E731 - a client is not asked for nothing
+    if remaining is not None:
+        from swiprctl.resuming import FileWriter
+
+        return FileWriter(
+            format,
+            remaining=remaining,
+            header=arguments.header and isinstance(format, Table),
+            failures=arguments.errors,
+            ask=ask,
+        )
     if arguments.sort is None:
         return Writer(format, put, header=arguments.header, failures=arguments.errors, ask=ask)
     from swiprctl.sorting import SortedWriter
@@ -184,7 +217,7 @@ def _labels(client: Client) -> list[object]:
 
 
 def _format(arguments: Arguments, with_path: bool) -> Format:
-    name = "jsonl" if arguments.json else arguments.format
+    name = arguments.format_name
     if name == "jsonl":
         from swiprctl.formats import JsonLines
 

@@ -97,6 +97,7 @@ class Writer:
         failures: whether failures have records.
         ask: tells the labels of the model that serves, for a failure in a table that comes before
             any answer.
+        labels: those that the header has which is there already; None if there is none.
     """
 
     def __init__(
@@ -107,13 +108,14 @@ class Writer:
         header: bool = False,
         failures: bool = False,
         ask: Callable[[], Iterable[str]] = tuple,
+        labels: tuple[str, ...] | None = None,
     ) -> None:
         self._format = format
         self._put = put
         self._header = header
         self._failures = failures
         self._ask = ask
-        self._labels: tuple[str, ...] | None = None
+        self._labels = labels
 
     def take(self, path: str, answer: Prediction | SwiprError) -> SwiprError | None:
         """Put the record of an answer; gives the failure that it is, or has become.
