@@ -10,24 +10,32 @@ from __future__ import annotations
 from swiprctl.errors import UsageError
 from swiprctl.protocol import MAX_TIMEOUT
 
-COMMANDS = ("predict", "select", "sheet", "status", "model", "ping", "reload")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-_ANY = frozenset(COMMANDS) - {"sheet"}  # which asks no daemon
+COMMANDS = ("predict", "select", "sheet", "status", "model", "ping", "list", "reload", "stop")
+
+_ALL = frozenset(COMMANDS)
+_ANY = _ALL - {"list", "sheet"}  # of those that are about one daemon
 _PREDICT = frozenset({"predict"})
 _SELECT = frozenset({"select"})
 _IMAGES = _PREDICT | _SELECT
 _SHEET = frozenset({"sheet"})
 
+FORMATS = ("csv", "tsv", "jsonl")
+
 # option: what it sets, to what (None: to the word that follows), and with which commands
 _OPTIONS: dict[str, tuple[str, object, frozenset[str]]] = {
     "--socket": ("socket", None, _ANY),
     "--model": ("model", None, _ANY),
-    "--timeout": ("timeout", None, _ANY),
+    "--timeout": ("timeout", None, _ALL),
     "--no-autostart": ("autostart", False, _ANY),
     "--verbose": ("verbose", True, _ANY),
     "-v": ("verbose", True, _ANY),
-    "--json": ("json", True, frozenset({"predict", "status", "model"})),
+    "--json": ("json", True, frozenset({"predict", "status", "model", "list"})),
     "--prometheus": ("prometheus", True, frozenset({"status"})),
+    "--all": ("all", True, frozenset({"stop"})),
     "--files-from": ("files_from", None, _IMAGES),
     "--files0-from": ("files0_from", None, _IMAGES),
     "--with-filename": ("with_path", True, _PREDICT),
@@ -38,6 +46,11 @@ _OPTIONS: dict[str, tuple[str, object, frozenset[str]]] = {
     "--labels": ("labels", True, _PREDICT),
     "--top": ("top", None, _PREDICT),
     "--with-model": ("with_model", True, _PREDICT),
+    "--format": ("format", None, _PREDICT),
+    "--errors": ("errors", True, _PREDICT),
+    "--sort": ("sort", None, _PREDICT),
+    "--reverse": ("reverse", True, _PREDICT),
+    "--limit": ("limit", None, _PREDICT),
     "--where": ("where", None, _PREDICT),
     "--invert-match": ("invert", True, _SELECT),  # and -v, see _check
     "--null": ("null", True, _SELECT),
@@ -59,6 +72,7 @@ class Arguments:
         self.verbose = False
         self.json = False
         self.prometheus = False
+        self.all = False
         self.files_from: str | None = None
         self.files0_from: str | None = None
         self.with_path: bool | None = None
@@ -66,7 +80,11 @@ class Arguments:
         self.labels = False
         self.top: int | None = None
         self.with_model = False
+        self.format: str | None = None
         self.errors = False
+        self.sort: str | None = None
+        self.reverse = False
+        self.limit: int | None = None
         self.where: str | None = None
         self.invert = False
         self.null = False
@@ -74,10 +92,18 @@ class Arguments:
 
     @property
     def names_labels(self) -> bool:
-        """Whether labels are printed, or looked up."""
+        """Whether labels are printed, or needed for what is."""
         return self.where is not None or (
             self.command == "predict"
-            and (self.header or self.labels or self.json or self.errors or self.top is not None)
+            and (
+                self.header
+                or self.labels
+                or self.json
+                or self.errors
+                or self.format == "jsonl"
+                or self.top is not None
+                or self.sort is not None
+            )
         )
 
     @property
@@ -109,11 +135,14 @@ def parse(words: list[str], arguments: Arguments | None = None) -> Arguments:
                 return arguments
             used.append(_set(arguments, name, value if equals else None, rest))
         elif word.startswith("-") and word != "-":
-            if word == "-h" and not arguments.command:
-                arguments.command = "help"
+            if word == "-V" or (word == "-h" and not arguments.command):
+                arguments.command = "version" if word == "-V" else "help"
                 return arguments
             for letter in word[1:]:
                 used.append(_set(arguments, f"-{letter}", None, rest))
+        elif word in ("help", "version") and not arguments.command:
+            arguments.command = word
+            return arguments
         else:
             _operand(arguments, word)
     _check(arguments, used)
@@ -134,8 +163,8 @@ def _set(arguments: Arguments, name: str, value: str | None, rest: object) -> st
         value = next(rest, None)  # type: ignore[call-overload]
     if value is None:
         raise UsageError(f"{name} needs a value")
-    convert = {"timeout": _seconds, "top": _count}.get(attribute)
-    setattr(arguments, attribute, convert(value) if convert else value)
+    convert = _CONVERT.get(attribute)
+    setattr(arguments, attribute, convert(name, value) if convert else value)
     return name
 
 
@@ -157,6 +186,10 @@ def _check(arguments: Arguments, used: list[str]) -> None:
             raise UsageError(f"{name} does not go with {command}")
     if arguments.json and arguments.prometheus:
         raise UsageError("--json and --prometheus: give one of them")
+    if arguments.all and (arguments.socket is not None or arguments.model is not None):
+        raise UsageError(
+            "--all stops every daemon of your own: give it without --socket and --model"
+        )
     if command == "sheet":
         return
     if command == "select":
@@ -171,13 +204,17 @@ def _check(arguments: Arguments, used: list[str]) -> None:
         raise UsageError("--files-from and --files0-from: give one of them")
     if not arguments.listed and not arguments.paths:
         raise UsageError(f"nothing to {command}: give a PATH, or - for standard input")
-    if arguments.json:
-        for attribute in ("header", "labels", "with_model"):
-            if getattr(arguments, attribute):
-                option = "--" + attribute.replace("_", "-")
-                raise UsageError(f"--json needs no {option}: that is in every line")
-    if arguments.header and (arguments.labels or arguments.top is not None):
-        raise UsageError("--labels and --top need no --header: the labels are in every row")
+    _check_format(arguments)
+
+
+def _check_format(arguments: Arguments) -> None:
+    if arguments.json and arguments.format not in (None, "jsonl"):
+        raise UsageError(f"--json and --format={arguments.format}: give one of them")
+    if arguments.header and arguments.labels and arguments.top is None:
+        raise UsageError("--labels needs no --header: the labels are in every row; or add --top N")
+    for attribute in ("reverse", "limit"):
+        if getattr(arguments, attribute) and arguments.sort is None:
+            raise UsageError(f"--{attribute} goes with --sort=LABEL")
 
 
 def _check_select(arguments: Arguments, used: list[str]) -> None:
@@ -189,19 +226,33 @@ def _check_select(arguments: Arguments, used: list[str]) -> None:
     arguments.invert = arguments.invert or "-v" in used
 
 
-def _count(text: str) -> int:
+def _count(name: str, text: str) -> int:
     # int() takes more than digits (" 3", "1_000"), and not many of those.
     digits = text.lstrip("0")
     if not (digits.isascii() and digits.isdigit()):
-        raise UsageError(f"--top: a whole number from 1, not {text!r}")
+        raise UsageError(f"{name}: a whole number from 1, not {text!r}")
     return int(digits[:9])  # more than there are labels, in any case
 
 
-def _seconds(text: str) -> float:
+def _seconds(name: str, text: str) -> float:
     try:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds <= MAX_TIMEOUT:
-        raise UsageError(f"--timeout: seconds above 0, at most {MAX_TIMEOUT:.0f}, not {text!r}")
+        raise UsageError(f"{name}: seconds above 0, at most {MAX_TIMEOUT:.0f}, not {text!r}")
     return seconds
+
+
+def _format(name: str, text: str) -> str:
+    if text not in FORMATS:
+        raise UsageError(f"{name}: one of {', '.join(FORMATS)}, not {text!r}")
+    return text
+
+
+_CONVERT: dict[str, Callable[[str, str], object]] = {
+    "timeout": _seconds,
+    "top": _count,
+    "limit": _count,
+    "format": _format,
+}

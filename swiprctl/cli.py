@@ -64,6 +64,10 @@ def _run(arguments: Arguments) -> int:
 
         write(f"swiprctl {__version__}\n".encode())
         return 0
+    if arguments.command == "list":
+        return _list(arguments)
+    if arguments.command == "stop":
+        return _stop(arguments)
     if arguments.command == "sheet":
         from swiprctl.sheet import run as make_sheet
 
@@ -138,20 +142,36 @@ def _sink(client: Client, arguments: Arguments, several: bool) -> Sink:
     `sink = Condition(sink, …)`. What has to know of all that is written to a terminal, to clear its
     own line first, wraps `put`.
     """
-    with_path = several if arguments.with_path is None else arguments.with_path
-    sink: Sink = Writer(
-        _format(arguments, with_path),
-        _put(),
+    sink = _writer(client, arguments, several)
+    if arguments.where is None:
+        return sink
+    from swiprctl.expression import parse as parse_condition
+    from swiprctl.selection import Where
+
+    return Where(sink, parse_condition(arguments.where))
+
+
+def _writer(client: Client, arguments: Arguments, several: bool) -> Sink:
+    """Make the last sink, which writes."""
+    put = _put()
+    format = _format(arguments, several if arguments.with_path is None else arguments.with_path)
+    ask: Callable[[], Iterable[str]] = tuple
+    if isinstance(format, Table):
+        ask = lambda: map(str, _labels(client))  # noqa: E731 - a client is not asked for nothing
+    if arguments.sort is None:
+        return Writer(format, put, header=arguments.header, failures=arguments.errors, ask=ask)
+    from swiprctl.sorting import SortedWriter
+
+    return SortedWriter(
+        format,
+        put,
+        label=arguments.sort,
+        reverse=arguments.reverse,
+        limit=arguments.limit,
         header=arguments.header,
         failures=arguments.errors,
-        ask=tuple if arguments.json else lambda: map(str, _labels(client)),
+        ask=ask,
     )
-    if arguments.where is not None:
-        from swiprctl.expression import parse as parse_condition
-        from swiprctl.selection import Where
-
-        sink = Where(sink, parse_condition(arguments.where))
-    return sink
 
 
 def _put() -> Callable[[bytes], None]:
@@ -164,11 +184,17 @@ def _labels(client: Client) -> list[object]:
 
 
 def _format(arguments: Arguments, with_path: bool) -> Format:
-    if arguments.json:
+    name = "jsonl" if arguments.json else arguments.format
+    if name == "jsonl":
         from swiprctl.formats import JsonLines
 
         return JsonLines(most=arguments.top)
-    return Table(
+    table = Table
+    if name == "tsv":
+        from swiprctl.formats import Tsv
+
+        table = Tsv
+    return table(
         path=with_path,
         model=arguments.with_model,
         failures=arguments.errors,
@@ -205,12 +231,46 @@ def _inquire(client: Client, arguments: Arguments) -> int:
         took = f" in {duration(seconds)}" if isinstance(seconds, int | float) else ""
         text = f"{fields.get('model', 'the model')} answers as it should{took}"
     else:
-        from swiprctl.report import lines
+        from swiprctl.report import headline, lines
 
-        text = "\n".join(lines(fields))
+        front = [headline(fields), ""] if arguments.command == "status" else []
+        text = "\n".join([*front, *lines(fields)])
+    _print(text)
+    return 0
+
+
+def _list(arguments: Arguments) -> int:
+    from swiprctl.listing import entries, table
+
+    listed = entries(arguments.timeout)
+    if arguments.json:
+        import json
+
+        _print(json.dumps(listed, indent=2))
+    elif listed:
+        width = os.get_terminal_size(1).columns if os.isatty(1) else None
+        _print("\n".join(table(listed, width)))
+    else:
+        say("no daemon is here; 'swiprctl predict' starts one of your own")
+    return 0
+
+
+def _stop(arguments: Arguments) -> int:
+    from swiprctl.stopping import stop, stop_all
+
+    if not arguments.all:
+        stop(arguments.socket, arguments.model, arguments.timeout, _print)
+        return 0
+    failed = stop_all(arguments.timeout, _print)
+    for error in failed:
+        say(str(error))
+    return _SOME_FAILED if failed else 0
+
+
+def _print(text: str) -> None:
+    """Put text for people on standard output, in its encoding."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     write(f"{text}\n".encode(encoding, "backslashreplace"))
-    return 0
 
 
 def _timings(answer: Prediction) -> str:

@@ -124,7 +124,7 @@ class Writer:
         if isinstance(answer, Prediction):
             # Not sooner: a daemon that is still loading knows no labels yet.
             if self._begun(answer.labels or ()):
-                self._put(self._format.row(path, answer))
+                self._put_row(path, answer)
                 return None
             answer = TryLater(
                 f"{answer.model} has answered, which has other labels than the model whose"
@@ -144,6 +144,9 @@ class Writer:
 
     def close(self) -> None:
         """Close nothing."""
+
+    def _put_row(self, path: str, prediction: Prediction) -> None:
+        self._put(self._format.row(path, prediction))
 
     def _begun(self, labels: tuple[str, ...]) -> bool:
         """Put the header, if it is time; gives whether a row of these labels may stand below it."""
