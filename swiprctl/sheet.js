@@ -1,13 +1,13 @@
 "use strict";
 // The page's script. Pictures are cards, made once each and moved where the order and the threshold
-// put them, a few hundred at a time, so that a page of 10,000 answers at once. Names and labels are
+// put them, some hundred at a time, so that a page of 10,000 answers at once. Names and labels are
 // text throughout: nothing here makes HTML of a string.
 (() => {
   const find = (id) => document.getElementById(id);
   const told = (id) => JSON.parse(find(id).textContent);
   const rows = told("rows"), labels = told("labels");
   const PATH = 0, ADDRESS = 1, VALUES = 2, ERROR = 3;
-  const SHOWN = 5, AT_ONCE = 250;
+  const SHOWN = 5, FIRST = 200, AT_ONCE = 500;
   const groups = ["reached", "below", "without"].map((id) => {
     const section = find(id);
     return { section, title: section.querySelector("h2"), list: section.querySelector("ul") };
@@ -124,7 +124,7 @@
         const made = cardOf(row);
         if (made === at) at = at.nextSibling;
         else group.list.insertBefore(made, at);
-        if (++done % AT_ONCE === 0) yield;
+        if (++done === FIRST || done % AT_ONCE === 0) yield;
       }
     }
   }
@@ -135,7 +135,7 @@
     const mine = work = places();
     const step = () => {
       if (work !== mine) return;
-      if (!mine.next().done) setTimeout(step);
+      if (!mine.next().done) requestAnimationFrame(() => setTimeout(step)); // first show those
       else document.documentElement.dataset.placed = rows.length;
       if (focused && document.activeElement === document.body)
         focused.querySelector("input").focus({ preventScroll: true });
