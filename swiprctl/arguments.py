@@ -58,12 +58,13 @@ class Arguments:
         self.labels = False
         self.top: int | None = None
         self.with_model = False
+        self.errors = False
 
     @property
     def names_labels(self) -> bool:
         """Whether labels are printed."""
         return self.command == "predict" and (
-            self.header or self.labels or self.json or self.top is not None
+            self.header or self.labels or self.json or self.errors or self.top is not None
         )
 
     @property

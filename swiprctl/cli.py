@@ -11,9 +11,9 @@ import sys
 
 from swiprctl.arguments import Arguments, parse
 from swiprctl.client import Client
-from swiprctl.errors import SwiprError, TryLater, UsageError
-from swiprctl.output import INTERRUPTED, OutputFailed, leave, on_terminal, say, write
-from swiprctl.rows import Prediction, best, header, json_line, pair_row, row
+from swiprctl.errors import SwiprError, UsageError
+from swiprctl.output import INTERRUPTED, OutputFailed, Writer, leave, on_terminal, say, show, write
+from swiprctl.rows import Prediction, Table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from swiprctl.inputs import Input
     from swiprctl.names import Names
+    from swiprctl.output import Format, Sink
 
 _SOME_FAILED = 1
 
@@ -79,40 +80,77 @@ def _run(arguments: Arguments) -> int:
 
 
 def _predict(client: Client, arguments: Arguments) -> int:
+    """Have inputs answered: from their source, by the client, into the sink.
+
+    A source gives inputs as `predict_many` takes them. What else gives them, a walk of folders
+    say, stands beside `Names`: `close()`, and an `error` that ended it early.
+    """
     several = arguments.listed or len(arguments.paths) > 1
-    with_path = several if arguments.with_path is None else arguments.with_path
     names = _names(arguments) if arguments.listed else None
     inputs: Iterable[Input | None]
     inputs = names or [0 if path == "-" else path for path in arguments.paths]
-    heading: tuple[str, ...] | None = None
+    sink = _sink(client, arguments, several)
     status = 0
     try:
         for source, answer in client.predict_many(inputs):
             path = "-" if source == 0 else str(source)
-            if isinstance(answer, Prediction) and arguments.header:
-                if heading is None:
-                    # Not sooner: a daemon that is still loading knows no labels yet.
-                    heading = answer.labels or ()
-                    write(header(heading, path=with_path, model=arguments.with_model))
-                elif heading != answer.labels:
-                    answer = TryLater(
-                        f"{answer.model} has answered, which has other labels than the model whose"
-                        " labels are in the header; ask again"
-                    )
-            if isinstance(answer, SwiprError):
-                say(f"{path}: {answer}")
-                status = _SOME_FAILED if several else answer.exit_status
-                continue
-            write(_line(answer, arguments, path, with_path))
-            if arguments.verbose:
+            failure = sink.take(path, answer)
+            if failure is not None:
+                if not arguments.errors:
+                    say(f"{path}: {failure}")
+                status = _SOME_FAILED if several else failure.exit_status
+            elif arguments.verbose and isinstance(answer, Prediction):
                 say(f"{path}: {_timings(answer)}")
+        sink.finish()
     finally:
+        sink.close()
         if names is not None:
             names.close()
     if names is not None and names.error is not None:
         say(str(names.error))
         status = _SOME_FAILED
     return status
+
+
+def _sink(client: Client, arguments: Arguments, several: bool) -> Sink:
+    """Put together where the answers go: at the end always a `Writer`.
+
+    What picks among answers (a condition) or watches them (progress) is a `Sink` of its own, in a
+    module that is imported here if it is asked for, and stands before the others:
+    `sink = Condition(sink, …)`. What has to know of all that is written to a terminal, to clear its
+    own line first, wraps `put`.
+    """
+    with_path = several if arguments.with_path is None else arguments.with_path
+    put = show if sys.stdout is not None and os.isatty(1) else write
+    format = _format(arguments, with_path)
+    if arguments.json:
+        return Writer(format, put, failures=arguments.errors)
+    return Writer(
+        format,
+        put,
+        header=arguments.header,
+        failures=arguments.errors,
+        ask=lambda: map(str, _labels(client)),
+    )
+
+
+def _labels(client: Client) -> list[object]:
+    labels = client.model().get("labels")
+    return labels if isinstance(labels, list) else []
+
+
+def _format(arguments: Arguments, with_path: bool) -> Format:
+    if arguments.json:
+        from swiprctl.formats import JsonLines
+
+        return JsonLines(most=arguments.top)
+    return Table(
+        path=with_path,
+        model=arguments.with_model,
+        failures=arguments.errors,
+        pairs=arguments.labels,
+        most=arguments.top,
+    )
 
 
 def _names(arguments: Arguments) -> Names:
@@ -122,20 +160,6 @@ def _names(arguments: Arguments) -> Names:
     if arguments.files0_from is not None:
         return Names(arguments.files0_from, b"\0")
     return Names(arguments.files_from or "", b"\n")
-
-
-def _line(answer: Prediction, arguments: Arguments, path: str, with_path: bool) -> bytes:
-    """Make what is printed of one image."""
-    labels = answer.labels or ()
-    if arguments.json:
-        return json_line(answer, labels, path, most=arguments.top)
-    front = path if with_path else None
-    model = answer.model if arguments.with_model else None
-    if not arguments.labels and arguments.top is None:
-        return row(answer.probabilities, front, model=model)
-    thresholds = answer.thresholds if arguments.top is None else None
-    pairs = best(labels, answer.probabilities, most=arguments.top, thresholds=thresholds)
-    return pair_row(pairs, front, model=model)
 
 
 def _inquire(client: Client, arguments: Arguments) -> int:

@@ -1,4 +1,5 @@
-"""Standard output and standard error: every byte is written, or the failure is reported.
+"""Standard output and standard error: every byte is written, or the failure is reported. And the
+`Writer`, the sink that makes records of answers and puts them there, or elsewhere.
 
 By write(2), repeated until all is written: under PYTHONUNBUFFERED Python's stream has no buffer,
 writes only as much as one write(2) takes, and calls that a success.
@@ -10,9 +11,36 @@ import os
 import select
 import sys
 
+from swiprctl.errors import SwiprError, TryLater
+from swiprctl.rows import Prediction
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
     from typing import NoReturn, Protocol
+
+    class Format(Protocol):
+        """How answers become records. `Table` in rows.py is one; formats.py has the others."""
+
+        def header(self, labels: Sequence[str]) -> bytes: ...
+        def row(self, path: str, prediction: Prediction) -> bytes: ...
+        def failure(self, path: str, error: SwiprError, labels: Sequence[str]) -> bytes: ...
+
+    class Sink(Protocol):
+        """Where answers go. A sink may stand before another and hand on what it takes, as it is or
+        later; every answer comes to `take` or to `drop` once, in the order of the inputs."""
+
+        def take(self, path: str, answer: Prediction | SwiprError) -> SwiprError | None:
+            """Make a record of an answer; gives the failure that it is, or has become."""
+
+        def drop(self, path: str, prediction: Prediction) -> None:
+            """Hear of an answer of which a sink before this one wants no record."""
+
+        def finish(self) -> None:
+            """Write what was held back: all answers have been given."""
+
+        def close(self) -> None:
+            """Let go of what is open, however the work ended."""
 
     class Line(Protocol):
         """What stands on the terminal's last line for a while."""
@@ -59,6 +87,89 @@ def write(data: bytes) -> None:
     finally:
         if line is not None:
             line.lower()
+
+
+def show(data: bytes) -> None:
+    """Put a record on standard output, which is a terminal: nothing in a name or label does
+    things to it. A terminal's own bytes are those of the line feed and the tab.
+
+    Raises:
+        OutputFailed: it takes nothing more.
+    """
+    text = data.decode("utf-8", "surrogateescape")
+    text = "".join(f"\\x{ord(c) & 0xFF:02x}" if c not in "\n\t" and _unsafe(c) else c for c in text)
+    write(text.encode())
+
+
+class Writer:
+    """The last sink: makes a record of each answer and puts it where it is to be.
+
+    Args:
+        format: makes the records.
+        put: takes the bytes of one record, or of the header.
+        header: whether the columns' names come first. Images that a model with other labels
+            answers then fail: no row stands below the labels of another model.
+        failures: whether failures have records.
+        ask: tells the labels of the model that serves, for a failure in a table that comes before
+            any answer.
+    """
+
+    def __init__(
+        self,
+        format: Format,
+        put: Callable[[bytes], None],
+        *,
+        header: bool = False,
+        failures: bool = False,
+        ask: Callable[[], Iterable[str]] = tuple,
+    ) -> None:
+        self._format = format
+        self._put = put
+        self._header = header
+        self._failures = failures
+        self._ask = ask
+        self._labels: tuple[str, ...] | None = None
+
+    def take(self, path: str, answer: Prediction | SwiprError) -> SwiprError | None:
+        """Put the record of an answer; gives the failure that it is, or has become.
+
+        Raises:
+            OutputFailed: nothing more is taken.
+        """
+        if isinstance(answer, Prediction):
+            # Not sooner: a daemon that is still loading knows no labels yet.
+            if self._begun(answer.labels or ()):
+                self._put(self._format.row(path, answer))
+                return None
+            answer = TryLater(
+                f"{answer.model} has answered, which has other labels than the model whose"
+                " labels are in the header; ask again"
+            )
+        if self._failures:
+            if self._labels is None:
+                self._begun(tuple(self._ask()))
+            self._put(self._format.failure(path, answer, self._labels or ()))
+        return answer
+
+    def drop(self, path: str, prediction: Prediction) -> None:
+        """Put nothing."""
+
+    def finish(self) -> None:
+        """Put nothing more: no record was held back."""
+
+    def close(self) -> None:
+        """Close nothing."""
+
+    def _begun(self, labels: tuple[str, ...]) -> bool:
+        """Put the header, if it is time; gives whether a row of these labels may stand below it."""
+        if self._header and labels != self._labels:
+            header = self._format.header(labels)
+            if self._labels is None:
+                self._put(header)
+            elif header != self._format.header(self._labels):
+                return False
+        self._labels = labels
+        return True
 
 
 def say(text: str) -> None:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from time import monotonic
 
-from swiprctl.errors import CannotOpen, NoDaemon, SwiprError
+from swiprctl.errors import SwiprError
+from swiprctl.rows import code
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_CODES = {CannotOpen: "cannot-open", NoDaemon: "no-daemon"}
-"""Of errors that never travel, and so have no code."""
+    from swiprctl.output import Sink
+    from swiprctl.rows import Prediction
 
 
 class Tally:
-    """Counts, from the moment that it is made.
+    """A sink before another: counts what it takes, from the moment that it is made.
 
     Args:
+        sink: takes the answers.
         total: asked for how many inputs there are, or None as long as nobody knows.
         skipped: asked for how many files a walk has come upon that are no images.
 
@@ -26,25 +28,43 @@ class Tally:
         failed: inputs that have an error, by its code.
     """
 
-    __slots__ = ("_began", "_skipped", "_total", "answered", "failed")
+    __slots__ = ("_began", "_sink", "_skipped", "_total", "answered", "failed")
 
     def __init__(
         self,
+        sink: Sink,
         total: Callable[[], int | None] = lambda: None,
         skipped: Callable[[], int] = lambda: 0,
     ) -> None:
+        self._sink = sink
         self._began = monotonic()
         self._total = total
         self._skipped = skipped
         self.answered = 0
         self.failed: dict[str, int] = {}
 
-    def fail(self, error: SwiprError) -> None:
-        """Count an input that failed."""
-        code = error.code or next(
-            (code for kind, code in _CODES.items() if isinstance(error, kind)), "error"
-        )
-        self.failed[code] = self.failed.get(code, 0) + 1
+    def take(self, path: str, answer: Prediction | SwiprError) -> SwiprError | None:
+        """Count an answer that is handed on; gives the failure that it is, or has become."""
+        failure = self._sink.take(path, answer)
+        if failure is None:
+            self.answered += 1
+        else:
+            why = code(failure)
+            self.failed[why] = self.failed.get(why, 0) + 1
+        return failure
+
+    def drop(self, path: str, prediction: Prediction) -> None:
+        """Count an answer of which there is to be no record."""
+        self._sink.drop(path, prediction)
+        self.answered += 1
+
+    def finish(self) -> None:
+        """Hand it on."""
+        self._sink.finish()
+
+    def close(self) -> None:
+        """Hand it on."""
+        self._sink.close()
 
     @property
     def total(self) -> int | None:
