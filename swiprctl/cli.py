@@ -12,6 +12,7 @@ import sys
 from swiprctl.arguments import Arguments, parse
 from swiprctl.client import Client
 from swiprctl.errors import SwiprError, UsageError
+from swiprctl.inputs import DIRECTORY
 from swiprctl.output import INTERRUPTED, OutputFailed, Writer, leave, on_terminal, say, show, write
 from swiprctl.rows import Prediction, Table
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import NoReturn
 
-    from swiprctl.inputs import Input
     from swiprctl.names import Names
     from swiprctl.output import Format, Sink
 
@@ -67,7 +67,7 @@ def _run(arguments: Arguments) -> int:
         arguments.socket,
         timeout=arguments.timeout,
         autostart=arguments.autostart,
-        notify=say if on_terminal() else None,
+        notify=say if on_terminal() and not arguments.quiet else None,
         model=arguments.model,
         trace=say if arguments.verbose else None,
         labels=arguments.names_labels,
@@ -85,23 +85,15 @@ def _predict(client: Client, arguments: Arguments) -> int:
     A source gives inputs as `predict_many` takes them. What else gives them, a walk of folders
     say, stands beside `Names`: `close()`, and an `error` that ended it early.
     """
-    several = arguments.listed or len(arguments.paths) > 1
     names = _names(arguments) if arguments.listed else None
-    inputs: Iterable[Input | None]
+    inputs: Iterable[str | int | None]
     inputs = names or [0 if path == "-" else path for path in arguments.paths]
-    sink = _sink(client, arguments, several)
-    status = 0
+    sink = _sink(client, arguments, arguments.several)
     try:
-        for source, answer in client.predict_many(inputs):
-            path = "-" if source == 0 else str(source)
-            failure = sink.take(path, answer)
-            if failure is not None:
-                if not arguments.errors:
-                    say(f"{path}: {failure}")
-                status = _SOME_FAILED if several else failure.exit_status
-            elif arguments.verbose and isinstance(answer, Prediction):
-                say(f"{path}: {_timings(answer)}")
-        sink.finish()
+        if arguments.several:
+            status = _predict_several(client, arguments, inputs, sink)
+        else:
+            status = _run_through(client, arguments, inputs, sink)
     finally:
         sink.close()
         if names is not None:
@@ -110,6 +102,55 @@ def _predict(client: Client, arguments: Arguments) -> int:
         say(str(names.error))
         status = _SOME_FAILED
     return status
+
+
+def _predict_several(
+    client: Client, arguments: Arguments, inputs: Iterable[str | int | None], sink: Sink
+) -> int:
+    """Have folders walked, if they are to be, and show how far it is."""
+    from swiprctl.progress import Progress
+    from swiprctl.tally import Tally
+
+    if arguments.recursive:
+        from swiprctl.walk import Walk
+
+        inputs = Walk(
+            inputs,
+            hidden=arguments.hidden,
+            follow=arguments.follow,
+            one_file_system=arguments.one_file_system,
+            patience=arguments.timeout,
+        )
+    tally = Tally(sink, inputs)
+    loud = not arguments.quiet
+    with Progress(tally, line=loud and arguments.progress, summary=loud):
+        status = _run_through(client, arguments, inputs, tally)
+    if arguments.recursive and not tally.done and loud and on_terminal():
+        say(f"no images: {tally.skipped:,} other files, by their first bytes; see --hidden and -L")
+    return status
+
+
+def _run_through(
+    client: Client, arguments: Arguments, inputs: Iterable[str | int | None], sink: Sink
+) -> int:
+    status = 0
+    for source, answer in client.predict_many(inputs):
+        path = "-" if source == 0 else str(source)
+        failure = sink.take(path, answer)
+        if failure is not None:
+            if not arguments.errors:
+                say(f"{path}: {failure}{_advice(failure, arguments)}")
+            status = _SOME_FAILED if arguments.several else failure.exit_status
+        elif arguments.verbose and isinstance(answer, Prediction):
+            say(f"{path}: {_timings(answer)}")
+    sink.finish()
+    return status
+
+
+def _advice(failure: SwiprError, arguments: Arguments) -> str:
+    if str(failure) == DIRECTORY and not arguments.recursive:
+        return "; with -r, the images in it are asked about"
+    return ""
 
 
 def _sink(client: Client, arguments: Arguments, several: bool) -> Sink:

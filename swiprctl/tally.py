@@ -9,8 +9,6 @@ from swiprctl.rows import code
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from swiprctl.output import Sink
     from swiprctl.rows import Prediction
 
@@ -20,26 +18,20 @@ class Tally:
 
     Args:
         sink: takes the answers.
-        total: asked for how many inputs there are, or None as long as nobody knows.
-        skipped: asked for how many files a walk has come upon that are no images.
+        inputs: what they are of, which may have a `total` of them, or None as long as nobody knows;
+            and `skipped`: how many files a walk has come upon that are no images.
 
     Attributes:
         answered: inputs that have an answer.
         failed: inputs that have an error, by its code.
     """
 
-    __slots__ = ("_began", "_sink", "_skipped", "_total", "answered", "failed")
+    __slots__ = ("_began", "_inputs", "_sink", "answered", "failed")
 
-    def __init__(
-        self,
-        sink: Sink,
-        total: Callable[[], int | None] = lambda: None,
-        skipped: Callable[[], int] = lambda: 0,
-    ) -> None:
+    def __init__(self, sink: Sink, inputs: object) -> None:
         self._sink = sink
         self._began = monotonic()
-        self._total = total
-        self._skipped = skipped
+        self._inputs = inputs
         self.answered = 0
         self.failed: dict[str, int] = {}
 
@@ -59,22 +51,26 @@ class Tally:
         self.answered += 1
 
     def finish(self) -> None:
-        """Hand it on."""
+        """Have it finish what it holds back."""
         self._sink.finish()
 
     def close(self) -> None:
-        """Hand it on."""
+        """Have it let go of what is open."""
         self._sink.close()
 
     @property
     def total(self) -> int | None:
         """How many inputs there are; None as long as nobody knows."""
-        return self._total()
+        if isinstance(self._inputs, list):
+            return len(self._inputs)
+        total = getattr(self._inputs, "total", None)
+        return total if isinstance(total, int) else None
 
     @property
     def skipped(self) -> int:
         """How many files a walk has come upon that are no images."""
-        return self._skipped()
+        skipped = getattr(self._inputs, "skipped", 0)
+        return skipped if isinstance(skipped, int) else 0
 
     @property
     def failures(self) -> int:

@@ -20,6 +20,7 @@ from time import sleep
 from swiprctl.errors import CannotOpen
 from swiprctl.inputs import Found, may_hang
 from swiprctl.listing import Listing
+from swiprctl.protocol import DEFAULT_TIMEOUT
 from swiprctl.signatures import HEAD, begins_an_image
 
 TYPE_CHECKING = False
@@ -49,7 +50,7 @@ class Walk:
         hidden: take names that begin with a dot, too.
         follow: go where symbolic links lead. Those among the roots are followed in any case.
         one_file_system: stay out of what is mounted below a root.
-        patience: seconds for which the server of a file system may keep silent.
+        patience: seconds for which the server of a file system may keep silent; 10 by default.
 
     Attributes:
         skipped: files that were come upon and are no images.
@@ -64,14 +65,14 @@ class Walk:
         hidden: bool = False,
         follow: bool = False,
         one_file_system: bool = False,
-        patience: float = 10.0,
+        patience: float | None = None,
     ) -> None:
         self._roots = roots
         self._roots_left = len(roots) if isinstance(roots, list | tuple) else None
         self._hidden = hidden
         self._follow = follow
         self._one_file_system = one_file_system
-        self._patience = patience
+        self._patience = DEFAULT_TIMEOUT if patience is None else patience
         self._near = False  # whether everything is to be looked at here, even if that may hang
         self._stack: list[Listing] = []
         self._distant = False

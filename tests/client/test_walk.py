@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
+import resource
 import subprocess
+import sys
 from pathlib import Path
 
 import fuseserver
 import pytest
+from daemonprocess import as_uid
 from imagefiles import encoded, picture
 from peer import Connection, Peer
 from PIL import Image
@@ -180,13 +183,21 @@ def test_the_total_is_known_where_no_folder_is_to_come() -> None:
     assert Walk(["photos", "photos"]).total is None
 
 
-@pytest.mark.skipif(not os.geteuid(), reason="root may read everything")
-def test_a_folder_that_cannot_be_read_as_a_user(folder: Path) -> None:
-    (folder / "photos/a").chmod(0)
-    try:
-        assert "photos/a: Permission denied" in found("photos")
-    finally:
-        (folder / "photos/a").chmod(0o755)
+@pytest.mark.usefixtures("folder")
+def test_what_cannot_be_read_is_told_and_the_rest_goes_on(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    for name in ("photos/a", "photos/b.jpg"):
+        Path(name).chmod(0)
+
+    def look() -> str:
+        return "\n".join(found("photos"))
+
+    # Root may read everything, so another looks.
+    told = look() if os.geteuid() else as_uid(65534, look)
+    for name in ("photos/a", "photos/b.jpg"):
+        Path(name).chmod(0o755)
+    # A file is left to be opened again, which tells why it cannot be.
+    assert told.split("\n") == ["photos/a: Permission denied", "photos/b.jpg", "photos/z/4"]
 
 
 def size(connection: Connection) -> None:
@@ -252,3 +263,87 @@ def test_folders_on_a_list_are_walked_as_they_come() -> None:
         os.write(writing, b"c.txt.jpg\0")
         os.close(writing)
         assert list(sources) == ["photos/c.txt.jpg"]
+
+
+# -- the command
+
+
+def swiprctl(
+    folder: Path, *words: str, descriptors: int | None = None
+) -> tuple[list[str], list[str], int]:
+    """Run it in a folder; gives the lines that it wrote, without its name, and its exit status."""
+
+    def limit() -> None:
+        if descriptors is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "swiprctl", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env={**os.environ, "SWIPR_SOCKET": f"{folder}/s"},
+        preexec_fn=limit,
+    )
+    err = [line.removeprefix("swiprctl: ") for line in done.stderr.splitlines()]
+    return done.stdout.splitlines(), err, done.returncode
+
+
+def test_the_command_walks(folder: Path) -> None:
+    rows = [f"{path},{len(JPEG)}" for path in found("photos")]
+    with Peer(folder / "s", size):
+        assert swiprctl(folder, "predict", "-r", "photos") == (rows, [], 0)
+        assert swiprctl(folder / "photos/..", "predict", "-r") == (
+            [f"./{row}" for row in rows],
+            [],
+            0,
+        )
+        assert swiprctl(folder, "predict", "-r", "photos", "missing", "photos/c.txt.jpg") == (
+            [*rows, f"photos/c.txt.jpg,{len(TEXT)}"],
+            ["missing: No such file or directory"],
+            1,
+        )
+        hidden, _, _ = swiprctl(folder, "predict", "-r", "--hidden", "photos")
+        assert [row.rpartition(",")[0] for row in hidden] == found("photos", hidden=True)
+        assert swiprctl(folder, "predict", "-r", "photos/z", "-h")[0] == [str(len(JPEG))]
+
+
+def test_a_folder_without_the_option_says_what_to_add(folder: Path) -> None:
+    with Peer(folder / "s", size):
+        for words in (["photos"], ["photos", "photos/b.jpg"]):
+            _, err, status = swiprctl(folder, "predict", *words)
+            assert err == [
+                "photos: it is a directory; with -r, the images in it are asked about",
+            ]
+            assert status == (66 if len(words) == 1 else 1)
+
+
+def test_a_list_of_folders(folder: Path) -> None:
+    (folder / "list").write_text("photos/z\nphotos/b.jpg\n")
+    with Peer(folder / "s", size):
+        for words in (["--files-from=list"], ["--files-from", "list", "-q"]):
+            assert swiprctl(folder, "predict", "-r", *words) == (
+                [f"photos/z/4,{len(JPEG)}", f"photos/b.jpg,{len(JPEG)}"],
+                [],
+                0,
+            )
+
+
+def test_few_descriptors_are_enough(folder: Path) -> None:
+    (folder / "many").mkdir()
+    for number in range(300):
+        (folder / f"many/{number:03}").write_bytes(JPEG if number % 2 else TEXT)
+    with Peer(folder / "s", size):
+        rows, err, status = swiprctl(folder, "predict", "-r", "many", descriptors=10)
+    assert rows == [f"many/{number:03},{len(JPEG)}" for number in range(1, 300, 2)]
+    assert (err, status) == ([], 0)
+
+
+@pytest.mark.parametrize("option", ["--hidden", "-L", "--follow", "--one-file-system"])
+def test_options_of_a_walk_want_one(folder: Path, option: str) -> None:
+    option_name = "--follow" if option == "-L" else option
+    _, err, status = swiprctl(folder, "predict", option, "photos")
+    assert err[0] == f"{option_name} is about folders: add -r to have them walked"
+    assert status == 64
