@@ -1,15 +1,16 @@
 """Walk a folder of a file system whose server may never answer, in a process of its own.
 
-That one lists the folders, and reads the beginnings of files, under an alarm that ends it where it
-hangs: readdir(3) and open(2) there can be ended by a signal that kills, and by no other. Then
-another goes on behind the path where it hung. Where not even that ends it, Ctrl-C still ends the
-wait. The images are read by a process for each, like all on such a file system: see opener.py.
+That one lists the folders, and reads the beginnings of files. Where it hangs nothing ends it, not
+even SIGKILL: a thread of its own says that it does, it is left behind, and another goes on behind
+the path where it hung. The images are read by a process for each, like all on such a file system:
+see opener.py.
 """
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]
+import _thread
 import os
+from time import monotonic, sleep
 
 from swiprctl.detached import LONGEST, Detached
 from swiprctl.errors import CannotOpen, DeadlineExceeded, SwiprError
@@ -24,10 +25,9 @@ if TYPE_CHECKING:
 
 _MOST_HUNG = 3  # paths in a row: then the rest is left out
 _MOST_OPEN = 256  # images that a process keeps open, as closing them may hang
-_SIGALRM = 14
 
 # What a message is of; a path follows, and a NUL and a text behind that of a failure.
-_FAILED, _GIVEN, _SKIPPED, _AT, _AGAIN, _END = b"!", b"+", b"-", b"@", b"&", b"."
+_FAILED, _GIVEN, _SKIPPED, _AT, _AGAIN, _END, _HANGS = b"!", b"+", b"-", b"@", b"&", b".", b"?"
 
 
 class DistantWalk:
@@ -70,7 +70,7 @@ class DistantWalk:
                 last = yield from self._receive(self._process)
             finally:
                 self._process.close()
-            if last:
+            if last in (_AGAIN, _END):
                 continue
             self._hung += 1
             if self._at == self._root or self._hung >= _MOST_HUNG:
@@ -81,7 +81,7 @@ class DistantWalk:
             yield _failed(self._at, DeadlineExceeded(late))
 
     def _receive(self, process: Detached) -> Generator[str | None, None, bytes]:
-        """Give what a process finds; return the kind of its last message, empty if it hung."""
+        """Give what a process finds; return the kind of its last message, empty if it died."""
         while True:
             try:
                 data, _ = process.receive(wait=False)
@@ -90,7 +90,7 @@ class DistantWalk:
                 continue
             kind = data[:1]
             path, _, text = os.fsdecode(data[1:]).partition("\0")
-            if kind in (b"", _AGAIN, _END):
+            if kind in (b"", _AGAIN, _END, _HANGS):
                 return kind
             if kind == _AT:
                 self._at = path
@@ -103,15 +103,16 @@ class DistantWalk:
 
     def _work(self, send: Send) -> None:
         """Be the other process."""
-        _signal.signal(_SIGALRM, _signal.SIG_DFL)
+        since: list[float] = []  # when what may hang has begun, while it lasts
+        _thread.start_new_thread(_watch, (since, self._patience, send))
         walk = self._walk()
         below = self._at[len(self._root) :].strip("/")
         sources = walk.resumed(self._root, below.split("/") if below else [])
         at, skipped, opened = self._at, 0, 0
         while True:
-            _signal.setitimer(_signal.ITIMER_REAL, self._patience)
+            since.append(monotonic())
             source = next(sources, _END)
-            _signal.setitimer(_signal.ITIMER_REAL, 0.0)
+            since.clear()
             while skipped < walk.skipped:
                 skipped += 1
                 send(_SKIPPED, -1)
@@ -128,6 +129,13 @@ class DistantWalk:
             if opened == _MOST_OPEN:
                 send(_AGAIN, -1)
                 return
+
+
+def _watch(since: list[float], patience: float, send: Send) -> None:
+    """Say when the other thread hangs."""
+    while not (since and monotonic() > since[0] + patience):
+        sleep(patience / 10)
+    send(_HANGS, -1)
 
 
 def _message(source: str | int) -> bytes:

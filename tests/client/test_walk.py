@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import resource
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,9 @@ from imagefiles import encoded, picture
 from peer import Connection, Peer
 from PIL import Image
 
-from swiprctl import listing, walk
+from swiprctl import distant, listing, walk
 from swiprctl.client import Client
+from swiprctl.distant import DistantWalk
 from swiprctl.errors import SwiprError
 from swiprctl.inputs import Found
 from swiprctl.names import Names
@@ -248,6 +250,27 @@ def test_answers_are_taken_in_while_much_is_skipped(monkeypatch: pytest.MonkeyPa
             pauses += 1
             assert texts.fileno() == -1, "nothing to wait for"
     assert pauses == 1
+
+
+@pytest.mark.parametrize("root", ["photos", "photos/", "photos/b.jpg", "missing", "."])
+@pytest.mark.parametrize("options", [{}, {"follow": True, "one_file_system": True}], ids=str)
+def test_another_process_finds_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, root: str, options: dict[str, bool]
+) -> None:
+    """However often it is followed by one that goes on in its place."""
+    (folder / "photos/a/b/up").symlink_to("../..")
+    monkeypatch.setattr(distant, "_MOST_OPEN", 1)
+    walk_here = Walk([root], **options)
+    expected = [str(source) for source in walk_here]
+    there = DistantWalk(lambda: Walk([root], **options), root, 20.0)
+    given = []
+    for source in there:
+        if source is None:
+            select.select([there.fileno()], [], [])
+        else:
+            given.append(str(source))
+    assert given == expected
+    assert there.skipped == walk_here.skipped
 
 
 @pytest.mark.usefixtures("folder")
