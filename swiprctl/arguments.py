@@ -39,6 +39,15 @@ _OPTIONS: dict[str, tuple[str, object, frozenset[str]]] = {
     "--all": ("all", True, frozenset({"stop"})),
     "--files-from": ("files_from", None, _IMAGES),
     "--files0-from": ("files0_from", None, _IMAGES),
+    "--recursive": ("recursive", True, _IMAGES),
+    "-r": ("recursive", True, _IMAGES),
+    "--hidden": ("hidden", True, _IMAGES),
+    "--follow": ("follow", True, _IMAGES),
+    "-L": ("follow", True, _IMAGES),
+    "--one-file-system": ("one_file_system", True, _IMAGES),
+    "--no-progress": ("progress", False, _IMAGES),
+    "--quiet": ("quiet", True, _ANY),
+    "-q": ("quiet", True, _ANY),
     "--with-filename": ("with_path", True, _PREDICT),
     "-H": ("with_path", True, _PREDICT),
     "--no-filename": ("with_path", False, _PREDICT),
@@ -79,6 +88,12 @@ class Arguments:
         self.all = False
         self.files_from: str | None = None
         self.files0_from: str | None = None
+        self.recursive = False
+        self.hidden = False
+        self.follow = False
+        self.one_file_system = False
+        self.progress = True
+        self.quiet = False
         self.with_path: bool | None = None
         self.header = False
         self.labels = False
@@ -112,6 +127,11 @@ class Arguments:
                 or self.sort is not None
             )
         )
+
+    @property
+    def several(self) -> bool:
+        """Whether there may be more inputs than one."""
+        return self.listed or self.recursive or len(self.paths) > 1
 
     @property
     def format_name(self) -> str:
@@ -216,6 +236,8 @@ def _check(arguments: Arguments, used: list[str]) -> None:
     for name in used:
         if command not in _OPTIONS[name][2]:
             raise UsageError(f"{name} does not go with {command}")
+    if arguments.quiet and arguments.verbose:
+        raise UsageError("-q and -v: give one of them")
     if arguments.json and arguments.prometheus:
         raise UsageError("--json and --prometheus: give one of them")
     if arguments.all and (arguments.socket is not None or arguments.model is not None):
@@ -234,6 +256,12 @@ def _check(arguments: Arguments, used: list[str]) -> None:
         raise UsageError("paths on the command line and in a list: give one of them")
     if arguments.files_from is not None and arguments.files0_from is not None:
         raise UsageError("--files-from and --files0-from: give one of them")
+    for attribute in ("hidden", "follow", "one_file_system"):
+        if getattr(arguments, attribute) and not arguments.recursive:
+            option = "--" + attribute.replace("_", "-")
+            raise UsageError(f"{option} is about folders: add -r to have them walked")
+    if arguments.recursive and not arguments.listed and not arguments.paths:
+        arguments.paths.append(".")  # as grep, ripgrep and fd have it
     if not arguments.listed and not arguments.paths:
         raise UsageError(
             f"nothing to {command}: give a PATH, - for an image on standard input, or"
