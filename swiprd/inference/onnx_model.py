@@ -29,7 +29,6 @@ from swiprd.folder.spec import IMAGENET_CLASSES, ModelSpec
 from swiprd.folder.toml_table import SpecError
 from swiprd.inference.onnx_network import Network, UnfitNetwork
 from swiprd.inference.onnx_session import NoSession, OnnxSource
-from swiprd.inference.preprocess import Shrink
 
 INPUT, OUTPUT = "crops", "outputs"
 """What compiled forms call their input, float32 [n, 3, crop, crop], and their output, [n, labels]:
@@ -57,7 +56,6 @@ class OnnxModel:
 
     name: Literal["onnx"] = "onnx"
     device = "cpu"
-    shrink: Shrink | None = None
 
     def __init__(
         self,
