@@ -103,6 +103,24 @@ def test_nothing_in_the_place_of_an_image(around: Surroundings) -> None:
         assert predict(around, "-", stdin=file.fileno()).stderr == b"swiprctl: -: empty file\n"
 
 
+def test_under_xargs_each_row_has_its_path_with_an_option(around: Surroundings) -> None:
+    rows = "a.jpg,0.5\nb.jpg,0.5\n./a.jpg,0.5\n"
+    for words, told in (
+        (("predict", "-H"), rows),
+        (("predict",), rows.replace("./a.jpg,", "")),  # the last call's one path
+    ):
+        done = subprocess.run(
+            ["xargs", "-n", "2", *around.command(*words)],
+            input="a.jpg b.jpg ./a.jpg",
+            cwd=around.runtime.parent,
+            env=around.environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout == told
+
+
 def test_a_file_object_at_its_end(around: Surroundings) -> None:
     with (
         Client(around.environment["SWIPR_SOCKET"]) as client,
