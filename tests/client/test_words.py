@@ -164,7 +164,7 @@ def test_what_came_before_such_a_line_is_answered(around: Surroundings) -> None:
 
 def test_names_that_only_look_so(around: Surroundings) -> None:
     folder = around.runtime.parent
-    for name in ("c\r", "d\ne", "d\n"):
+    for name in ("c", "c\r", "d\ne", "d\n"):
         (folder / name).write_bytes(b"\xff\xd8")
     done = predict(around, "-h", "--files-from=-", stdin=b"c\r\na.jpg\n")
     assert (done.stdout, done.stderr) == (b"0.5\n0.5\n", b"")
