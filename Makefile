@@ -7,6 +7,7 @@
 # make bench  figures for this machine; BENCH_ARGS=--help for what can be chosen
 # make campaign  the promises under faults, in full; CAMPAIGN_ARGS=--help for what can be chosen
 # make compiled  the compiled form of the shipped model, after a change of its weights or model.toml
+# make compiled-table  every classifier of torchvision, compiled: speed and difference of each
 # make clean  forget the environment
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ SHARE := $(VENV)/share
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint .ci/constraints.txt
 INPUTS := pyproject.toml .ci/constraints.txt
 
-.PHONY: demo test test-all lint deb e2e bench campaign compiled clean
+.PHONY: demo test test-all lint deb e2e bench campaign compiled compiled-table clean
 
 demo: $(VENV)/.daemon
 	@$(BIN)/python tests/demo.py
@@ -53,6 +54,9 @@ FOCUS := swiprd/models/focus
 compiled: $(VENV)/.test
 	$(BIN)/python -P -m swiprd.inference.compile $(FOCUS) $(FOCUS)
 	ORT_DISABLE_TELEMETRY=1 $(BIN)/python -P -m swiprd.inference.prove $(FOCUS) $(FOCUS)
+
+compiled-table: $(VENV)/.test
+	$(BIN)/python tests/compiled_table.py
 
 # An extra an environment: each stamp says which one is installed.
 # The completions are linked where pip puts them unless it is told to --editable.

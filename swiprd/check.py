@@ -245,9 +245,7 @@ def _answer(loaded: LoadedModel, engine: _Engine, data: bytes) -> _Answer:
         CheckFailed: the forward pass raised an error, or the compiled form answers otherwise.
     """
     begun = time.monotonic()
-    # torch's own resizing only where torch serves. Both get the same crops: they are compared.
-    shrink = None if engine.serves else loaded.shrink
-    crops = decode.decode(data, loaded.spec.preprocess, CANARY_LIMITS.max_pixels, shrink)
+    crops = decode.decode(data, loaded.spec.preprocess, CANARY_LIMITS.max_pixels)
     decoded = time.monotonic()
     try:
         answers = loaded.probabilities(crops[None])

@@ -40,7 +40,7 @@ from swiprd.inference.decode_limits import (
     has_too_many_scans,
     too_many_pixels,
 )
-from swiprd.inference.preprocess import Shrink, preprocess, resized
+from swiprd.inference.preprocess import preprocess, resized
 from swiprd.system.silence import silenced_stderr
 
 _FORMATS = tuple(
@@ -64,19 +64,14 @@ _DRAFTABLE = (JpegImagePlugin.JpegImageFile.format, MpoImagePlugin.MpoImageFile.
 logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
 
 
-def decode(
-    data: bytes, recipe: Preprocess, max_pixels: int = MAX_PIXELS, shrink: Shrink | None = None
-) -> np.ndarray:
+def decode(data: bytes, recipe: Preprocess, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Turn an image file's bytes into float32 crops of shape [crops, 3, crop, crop].
-
-    Args:
-        shrink: what resizes in place of Pillow for a recipe with `draft`; see `preprocess`.
 
     Raises:
         BadImage: not an image in one of the six formats, or one that cannot be decoded whole.
         TooLarge: more than `max_pixels`, as it comes or once resized.
     """
-    return preprocess(load_image(data, recipe, max_pixels), recipe, max_pixels, shrink)
+    return preprocess(load_image(data, recipe, max_pixels), recipe, max_pixels)
 
 
 def load_image(data: bytes, recipe: Preprocess, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -31,7 +31,6 @@ from swiprd.folder.compiled_record import (
 )
 from swiprd.folder.model_id import digest_weights, identify
 from swiprd.folder.spec import IMAGENET_CLASSES, ModelSpec
-from swiprd.inference.preprocess import Shrink
 from swiprd.system.reason import first_line
 from swiprd.system.silence import silenced_stderr
 
@@ -59,7 +58,6 @@ class OnnxModel:
 
     name: Literal["onnx"] = "onnx"
     device = "cpu"
-    shrink: Shrink | None = None
 
     def __init__(
         self,

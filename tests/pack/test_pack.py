@@ -99,7 +99,7 @@ class Pack:
     def answer(self, image: bytes) -> torch.Tensor:
         """Answer as a worker does: [labels]."""
         loaded = load_model(load_spec(self.folder))
-        crops = decode.decode(image, loaded.spec.preprocess, shrink=loaded.shrink)
+        crops = decode.decode(image, loaded.spec.preprocess)
         return torch.from_numpy(loaded.probabilities(crops[None]))[0]
 
 
