@@ -66,6 +66,12 @@ class Found(str):
             raise opened
         return opened
 
+    def close(self) -> None:
+        """Close the file, where nobody is to be asked about it. Can be called again."""
+        opened, self.opened = self.opened, None
+        if isinstance(opened, int):
+            os.close(opened)
+
 
 class Image:
     """One image's bytes behind one descriptor, which this object owns until `close()`.
