@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import shlex
 import subprocess
@@ -120,6 +121,36 @@ def test_what_goes_wrong(
     page, err, found = swiprctl(tmp_path, *words, stdin=stdin)
     assert (page, found) == (b"", status)
     assert err.startswith(f"swiprctl: {told}")
+
+
+@pytest.mark.parametrize(
+    ("words", "streams", "told"),
+    [
+        (["rows.csv"], ("stdout",), "the page goes to standard output: swiprctl sheet rows.csv > "),
+        ([], ("stdin",), "no rows: swiprctl predict -H --header PATH... | swiprctl sheet"),
+    ],
+)
+def test_on_a_terminal(
+    tmp_path: Path, words: list[str], streams: tuple[str, ...], told: str
+) -> None:
+    (tmp_path / "rows.csv").write_text("path,a\n-,1\n")
+    ours, theirs = pty.openpty()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "swiprctl", "sheet", *words],
+            **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
+            | dict.fromkeys(streams, theirs),  # type: ignore[call-overload]
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+            cwd=tmp_path,
+        )
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert done.stderr.startswith(f"swiprctl: {told}")
+    assert (done.stdout or "", done.returncode) == ("", 64)
 
 
 def test_pictures_that_are_not_there(tmp_path: Path) -> None:
