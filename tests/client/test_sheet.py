@@ -20,10 +20,6 @@ from swiprctl.sheet import MAX_PICTURES, address
 
 pytestmark = pytest.mark.timeout(120)
 
-in_a_browser = pytest.mark.skipif(
-    bool(MISSING), reason="the sheet is not tried in a browser: sudo apt install chromium-driver"
-)
-
 ODD = [
     "a, b.jpg",
     'it\'s "quoted".jpg',
@@ -184,6 +180,8 @@ def test_nothing_in_a_name_or_label_ends_the_script(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def _browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if MISSING:  # once for all of them
+        pytest.skip("the sheet is not tried in a browser: sudo apt install chromium-driver")
     browser = Browser(tmp_path_factory.mktemp("browser"))
     yield browser
     browser.close()
@@ -243,7 +241,6 @@ def five(tmp_path: Path, browser: Browser) -> Path:
     return page
 
 
-@in_a_browser
 @pytest.mark.usefixtures("five")
 def test_order_and_threshold(browser: Browser) -> None:
     assert browser.run("return document.title") == "Contact sheet: 5 pictures"
@@ -277,7 +274,6 @@ def test_order_and_threshold(browser: Browser) -> None:
     assert widths == [["dog0.900", "value chosen", 90], ["cat0.100", "value", 10]]
 
 
-@in_a_browser
 def test_marks_by_mouse(browser: Browser, five: Path) -> None:  # noqa: ARG001 - it is opened
     assert text(browser, "#marked") == "0 marked"
     assert browser.run("return document.getElementById('copy').disabled")
@@ -303,7 +299,6 @@ def test_marks_by_mouse(browser: Browser, five: Path) -> None:  # noqa: ARG001 -
     assert text(browser, "#list") == ""
 
 
-@in_a_browser
 def test_marks_by_keys(browser: Browser, five: Path) -> None:
     def focused() -> str:
         found: str = browser.run(
@@ -340,7 +335,6 @@ def test_marks_by_keys(browser: Browser, five: Path) -> None:
     assert browser.close_other_windows() == [five.with_name("b.jpg").as_uri()]
 
 
-@in_a_browser
 def test_any_name_is_shown_found_and_copied(browser: Browser, tmp_path: Path) -> None:
     for name in ODD:
         with open(tmp_path / name.replace("/", "∕"), "wb") as file:
@@ -377,7 +371,6 @@ def test_any_name_is_shown_found_and_copied(browser: Browser, tmp_path: Path) ->
     assert text(browser, "#list") == copied
 
 
-@in_a_browser
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.usefixtures("five")
@@ -416,7 +409,6 @@ def test_it_fits_and_can_be_read(browser: Browser, width: int, dark: bool) -> No
 
 
 @pytest.mark.long
-@in_a_browser
 def test_ten_thousand(browser: Browser, tmp_path: Path) -> None:
     """They are laid out as they come into view, and none but those near it is loaded."""
     Image.new("RGB", (40, 30)).save(tmp_path / "0.jpg")
@@ -440,7 +432,6 @@ def test_ten_thousand(browser: Browser, tmp_path: Path) -> None:
     assert text(browser, "#marked") == "1 marked"
 
 
-@in_a_browser
 def test_logarithms(browser: Browser, tmp_path: Path) -> None:
     Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg")
     browser.open(make(tmp_path, "path,cat,dog\na.jpg,-0.1,-2.5\na.jpg,-7.25,-0.0007\n"))
