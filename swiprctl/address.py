@@ -170,6 +170,10 @@ def choose(asked: str | None = None, model: str | None = None) -> Address:
         text = f"no daemon serves a model named {name}: {system} is not there;"
         if os.path.exists(f"{name}/model.toml"):
             raise NoDaemon(f"{text} for the folder of that name say --model ./{name}")
+        from swiprctl.hints import no_model
+
+        if hint := no_model(name):
+            raise NoDaemon(f"{text} {hint}")
         raise NoDaemon(f"{text} 'systemctl enable --now {unit}.socket' sets one up; {remedy(unit)}")
     return Address(f"{private_folder()}/{DEFAULT_NAME}.sock", "private")
 
@@ -186,9 +190,11 @@ def _serving(folder: str) -> Address:
     try:
         os.stat(f"{folder}/model.toml")
     except OSError as error:
-        raise CannotOpen(
-            f"{folder}/model.toml: {error.strerror}; 'swiprd pack' makes a model's folder"
-        ) from error
+        from swiprctl.hints import no_model
+
+        text = f"{folder}/model.toml: {error.strerror}"
+        hint = no_model(folder) or "'swiprd pack' makes a model's folder"
+        raise CannotOpen(f"{text}; {hint}") from error
     digest = hashlib.blake2b(os.fsencode(folder), digest_size=8)
     return Address(f"{private_folder()}/{digest.hexdigest()}.sock", "private", folder=folder)
 

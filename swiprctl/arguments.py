@@ -24,6 +24,7 @@ _IMAGES = _PREDICT | _SELECT
 _SHEET = frozenset({"sheet"})
 
 FORMATS = ("csv", "tsv", "jsonl")
+_BY_SUFFIX = {"csv": "csv", "tsv": "tsv", "tab": "tsv", "jsonl": "jsonl", "ndjson": "jsonl"}
 
 # option: what it sets, to what (None: to the word that follows), and with which commands
 _OPTIONS: dict[str, tuple[str, object, frozenset[str]]] = {
@@ -38,6 +39,15 @@ _OPTIONS: dict[str, tuple[str, object, frozenset[str]]] = {
     "--all": ("all", True, frozenset({"stop"})),
     "--files-from": ("files_from", None, _IMAGES),
     "--files0-from": ("files0_from", None, _IMAGES),
+    "--recursive": ("recursive", True, _IMAGES),
+    "-r": ("recursive", True, _IMAGES),
+    "--hidden": ("hidden", True, _IMAGES),
+    "--follow": ("follow", True, _IMAGES),
+    "-L": ("follow", True, _IMAGES),
+    "--one-file-system": ("one_file_system", True, _IMAGES),
+    "--no-progress": ("progress", False, _IMAGES),
+    "--quiet": ("quiet", True, _ANY),
+    "-q": ("quiet", True, _ANY),
     "--with-filename": ("with_path", True, _PREDICT),
     "-H": ("with_path", True, _PREDICT),
     "--no-filename": ("with_path", False, _PREDICT),
@@ -56,6 +66,9 @@ _OPTIONS: dict[str, tuple[str, object, frozenset[str]]] = {
     "--null": ("null", True, _SELECT),
     "-0": ("null", True, _SELECT),
     "--relative-to": ("relative_to", None, _SHEET),
+    "--output": ("output", None, _PREDICT),
+    "--resume": ("resume", True, _PREDICT),
+    "--force": ("force", True, _PREDICT),
 }
 
 
@@ -75,6 +88,12 @@ class Arguments:
         self.all = False
         self.files_from: str | None = None
         self.files0_from: str | None = None
+        self.recursive = False
+        self.hidden = False
+        self.follow = False
+        self.one_file_system = False
+        self.progress = True
+        self.quiet = False
         self.with_path: bool | None = None
         self.header = False
         self.labels = False
@@ -89,6 +108,9 @@ class Arguments:
         self.invert = False
         self.null = False
         self.relative_to: str | None = None
+        self.output: str | None = None
+        self.resume = False
+        self.force = False
 
     @property
     def names_labels(self) -> bool:
@@ -100,11 +122,36 @@ class Arguments:
                 or self.labels
                 or self.json
                 or self.errors
-                or self.format == "jsonl"
+                or self.format_name == "jsonl"
                 or self.top is not None
                 or self.sort is not None
             )
         )
+
+    @property
+    def several(self) -> bool:
+        """Whether there may be more inputs than one."""
+        return self.listed or self.recursive or len(self.paths) > 1
+
+    @property
+    def format_name(self) -> str:
+        """The format of what `predict` prints; empty where the output file's name says none."""
+        if self.json or self.format is not None:
+            return self.format or "jsonl"
+        if self.output is None:
+            return "csv"
+        return _BY_SUFFIX.get(self.output.rpartition(".")[2].lower(), "")
+
+    @property
+    def row_options(self) -> str:
+        """The options that decide what rows look like, as words."""
+        words = [f"--format={self.format_name}"]
+        if self.format_name != "jsonl":
+            words += ["--header"] * self.header + ["--with-model"] * self.with_model
+            words += ["--labels"] * self.labels
+        words += ["--errors"] * self.errors
+        words += [] if self.where is None else [f"--where={self.where}"]
+        return " ".join(words if self.top is None else [*words, f"--top={self.top}"])
 
     @property
     def listed(self) -> bool:
@@ -152,11 +199,14 @@ def parse(words: list[str], arguments: Arguments | None = None) -> Arguments:
 def _set(arguments: Arguments, name: str, value: str | None, rest: object) -> str:
     option = _OPTIONS.get(name)
     if option is None:
-        raise UsageError(f"there is no option {name}")
+        from swiprctl.hints import unknown_option
+
+        raise UsageError(unknown_option(name, _OPTIONS))
     attribute, constant, _ = option
     if constant is not None:
         if value is not None:
-            raise UsageError(f"{name} takes no value")
+            more = ": it prints those of the model; 'swiprd pack' takes a list of them"
+            raise UsageError(f"{name} takes no value{more if name == '--labels' else ''}")
         setattr(arguments, attribute, constant)
         return name
     if value is None:
@@ -174,7 +224,9 @@ def _operand(arguments: Arguments, word: str) -> None:
     elif word in COMMANDS:
         arguments.command = word
     else:
-        raise UsageError(f"there is no command {word!r}; there are {', '.join(COMMANDS)}")
+        from swiprctl.hints import unknown_command
+
+        raise UsageError(unknown_command(word, COMMANDS))
 
 
 def _check(arguments: Arguments, used: list[str]) -> None:
@@ -184,6 +236,8 @@ def _check(arguments: Arguments, used: list[str]) -> None:
     for name in used:
         if command not in _OPTIONS[name][2]:
             raise UsageError(f"{name} does not go with {command}")
+    if arguments.quiet and arguments.verbose:
+        raise UsageError("-q and -v: give one of them")
     if arguments.json and arguments.prometheus:
         raise UsageError("--json and --prometheus: give one of them")
     if arguments.all and (arguments.socket is not None or arguments.model is not None):
@@ -202,8 +256,17 @@ def _check(arguments: Arguments, used: list[str]) -> None:
         raise UsageError("paths on the command line and in a list: give one of them")
     if arguments.files_from is not None and arguments.files0_from is not None:
         raise UsageError("--files-from and --files0-from: give one of them")
+    for attribute in ("hidden", "follow", "one_file_system"):
+        if getattr(arguments, attribute) and not arguments.recursive:
+            option = "--" + attribute.replace("_", "-")
+            raise UsageError(f"{option} is about folders: add -r to have them walked")
+    if arguments.recursive and not arguments.listed and not arguments.paths:
+        arguments.paths.append(".")  # as grep, ripgrep and fd have it
     if not arguments.listed and not arguments.paths:
-        raise UsageError(f"nothing to {command}: give a PATH, or - for standard input")
+        raise UsageError(
+            f"nothing to {command}: give a PATH, - for an image on standard input, or"
+            " --files-from=- for a list of paths there"
+        )
     _check_format(arguments)
 
 
@@ -215,6 +278,23 @@ def _check_format(arguments: Arguments) -> None:
     for attribute in ("reverse", "limit"):
         if getattr(arguments, attribute) and arguments.sort is None:
             raise UsageError(f"--{attribute} goes with --sort=LABEL")
+    _check_output(arguments)
+
+
+def _check_output(arguments: Arguments) -> None:
+    if arguments.output is None:
+        for attribute in ("resume", "force"):
+            if getattr(arguments, attribute):
+                raise UsageError(f"--{attribute} goes with --output=FILE")
+        return
+    if not arguments.format_name:
+        raise UsageError(f"--output={arguments.output}: say --format=csv, tsv or jsonl")
+    if arguments.resume and arguments.force:
+        raise UsageError("--resume and --force: give one of them")
+    if arguments.with_path is False:
+        raise UsageError("--output needs the path in each row: leave -h out")
+    if arguments.sort is not None:
+        raise UsageError("--sort writes in the end: use it with '> FILE' in place of --output")
 
 
 def _check_select(arguments: Arguments, used: list[str]) -> None:

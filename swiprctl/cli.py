@@ -12,6 +12,7 @@ import sys
 from swiprctl.arguments import Arguments, parse
 from swiprctl.client import Client
 from swiprctl.errors import SwiprError, UsageError
+from swiprctl.inputs import DIRECTORY
 from swiprctl.output import INTERRUPTED, OutputFailed, Writer, leave, on_terminal, say, show, write
 from swiprctl.rows import Prediction, Table
 
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import NoReturn
 
-    from swiprctl.inputs import Input
     from swiprctl.names import Names
     from swiprctl.output import Format, Sink
+    from swiprctl.resuming import Remaining
 
 _SOME_FAILED = 1
 _NONE_SELECTED, _SELECT_FAILED = 1, 2  # as grep has it
@@ -76,7 +77,7 @@ def _run(arguments: Arguments) -> int:
         arguments.socket,
         timeout=arguments.timeout,
         autostart=arguments.autostart,
-        notify=say if on_terminal() else None,
+        notify=say if on_terminal() and not arguments.quiet else None,
         model=arguments.model,
         trace=say if arguments.verbose else None,
         labels=arguments.names_labels,
@@ -107,23 +108,19 @@ def _predict(client: Client, arguments: Arguments, sink: Sink | None = None) -> 
     A source gives inputs as `predict_many` takes them. What else gives them, a walk of folders
     say, stands beside `Names`: `close()`, and an `error` that ended it early.
     """
-    several = arguments.listed or len(arguments.paths) > 1
     names = _names(arguments) if arguments.listed else None
-    inputs: Iterable[Input | None]
+    inputs: Iterable[str | int | None]
     inputs = names or [0 if path == "-" else path for path in arguments.paths]
-    sink = sink or _sink(client, arguments, several)
-    status = 0
+    if arguments.recursive:
+        inputs = _walk(inputs, arguments)
+    remaining = _remaining(client, arguments, inputs) if arguments.output is not None else None
+    inputs = inputs if remaining is None else remaining
+    sink = sink or _sink(client, arguments, remaining)
     try:
-        for source, answer in client.predict_many(inputs):
-            path = "-" if source == 0 else str(source)
-            failure = sink.take(path, answer)
-            if failure is not None:
-                if not arguments.errors:
-                    say(f"{path}: {failure}")
-                status = _SOME_FAILED if several else failure.exit_status
-            elif arguments.verbose and isinstance(answer, Prediction):
-                say(f"{path}: {_timings(answer)}")
-        sink.finish()
+        if arguments.several:
+            status = _predict_several(client, arguments, inputs, sink)
+        else:
+            status = _run_through(client, arguments, inputs, sink)
     finally:
         sink.close()
         if names is not None:
@@ -131,18 +128,88 @@ def _predict(client: Client, arguments: Arguments, sink: Sink | None = None) -> 
     if names is not None and names.error is not None:
         say(str(names.error))
         status = _SOME_FAILED
+    if remaining is not None and arguments.verbose:
+        say(f"{arguments.output}: {remaining.present} of the inputs were in it")
     return status
 
 
-def _sink(client: Client, arguments: Arguments, several: bool) -> Sink:
-    """Put together where the answers go: at the end always a `Writer`.
+def _remaining(
+    client: Client, arguments: Arguments, inputs: Iterable[str | int | None]
+) -> Remaining:
+    """Open the output file, for the inputs that it has no row of."""
+    from swiprctl.resuming import begin
+
+    return begin(
+        arguments.output or "",
+        arguments.row_options,
+        inputs,
+        client.model,
+        resume=arguments.resume,
+        force=arguments.force,
+    )
+
+
+def _walk(inputs: Iterable[str | int | None], arguments: Arguments) -> Iterable[str | int | None]:
+    """Have the folders among the inputs walked."""
+    from swiprctl.walk import Walk
+
+    return Walk(
+        inputs,
+        hidden=arguments.hidden,
+        follow=arguments.follow,
+        one_file_system=arguments.one_file_system,
+        patience=arguments.timeout,
+    )
+
+
+def _predict_several(
+    client: Client, arguments: Arguments, inputs: Iterable[str | int | None], sink: Sink
+) -> int:
+    """Show how far it is."""
+    from swiprctl.progress import Progress
+    from swiprctl.tally import Tally
+
+    tally = Tally(sink, inputs)
+    loud = not arguments.quiet
+    with Progress(tally, line=loud and arguments.progress, summary=loud):
+        status = _run_through(client, arguments, inputs, tally)
+    if arguments.recursive and not tally.done and loud and on_terminal():
+        say(f"no images: {tally.skipped:,} other files, by their first bytes; see --hidden and -L")
+    return status
+
+
+def _run_through(
+    client: Client, arguments: Arguments, inputs: Iterable[str | int | None], sink: Sink
+) -> int:
+    status = 0
+    for source, answer in client.predict_many(inputs):
+        path = "-" if source == 0 else str(source)
+        failure = sink.take(path, answer)
+        if failure is not None:
+            if not arguments.errors:
+                say(f"{path}: {failure}{_advice(failure, arguments)}")
+            status = _SOME_FAILED if arguments.several else failure.exit_status
+        elif arguments.verbose and isinstance(answer, Prediction):
+            say(f"{path}: {_timings(answer)}")
+    sink.finish()
+    return status
+
+
+def _advice(failure: SwiprError, arguments: Arguments) -> str:
+    if str(failure) == DIRECTORY and not arguments.recursive:
+        return "; with -r, the images in it are asked about"
+    return ""
+
+
+def _sink(client: Client, arguments: Arguments, remaining: Remaining | None) -> Sink:
+    """Put together where the answers go: at the end always a `Writer`, or a `FileWriter`.
 
     What picks among answers (a condition) or watches them (progress) is a `Sink` of its own, in a
     module that is imported here if it is asked for, and stands before the others:
     `sink = Condition(sink, …)`. What has to know of all that is written to a terminal, to clear its
     own line first, wraps `put`.
     """
-    sink = _writer(client, arguments, several)
+    sink = _writer(client, arguments, remaining)
     if arguments.where is None:
         return sink
     from swiprctl.expression import parse as parse_condition
@@ -151,13 +218,26 @@ def _sink(client: Client, arguments: Arguments, several: bool) -> Sink:
     return Where(sink, parse_condition(arguments.where))
 
 
-def _writer(client: Client, arguments: Arguments, several: bool) -> Sink:
+def _writer(client: Client, arguments: Arguments, remaining: Remaining | None) -> Sink:
     """Make the last sink, which writes."""
     put = _put()
-    format = _format(arguments, several if arguments.with_path is None else arguments.with_path)
+    with_path = arguments.with_path
+    if with_path is None:
+        with_path = arguments.several or remaining is not None
+    format = _format(arguments, with_path)
     ask: Callable[[], Iterable[str]] = tuple
     if isinstance(format, Table):
         ask = lambda: map(str, _labels(client))  # noqa: E731 - a client is not asked for nothing
+    if remaining is not None:
+        from swiprctl.resuming import FileWriter
+
+        return FileWriter(
+            format,
+            remaining=remaining,
+            header=arguments.header and isinstance(format, Table),
+            failures=arguments.errors,
+            ask=ask,
+        )
     if arguments.sort is None:
         return Writer(format, put, header=arguments.header, failures=arguments.errors, ask=ask)
     from swiprctl.sorting import SortedWriter
@@ -184,7 +264,7 @@ def _labels(client: Client) -> list[object]:
 
 
 def _format(arguments: Arguments, with_path: bool) -> Format:
-    name = "jsonl" if arguments.json else arguments.format
+    name = arguments.format_name
     if name == "jsonl":
         from swiprctl.formats import JsonLines
 

@@ -152,6 +152,8 @@ class Client:
                         window.learn(answer.queued, job.resent)
                     elif isinstance(answer, TryLater):
                         window.learn(0.0, 1)
+                    elif isinstance(source, int):
+                        answer = self._explained(answer, source, job)
                     yield source, answer
                 watch = -1
                 if not ended and len(under_way) < window.size:
@@ -334,6 +336,11 @@ class Client:
             return self._prediction(outcome)
         except SwiprError as error:
             return error
+
+    def _explained(self, error: SwiprError, source: int, job: Job) -> SwiprError:
+        from swiprctl.hints import explain
+
+        return explain(error, source, job.image.head if job.image is not None else b"")
 
     def _prediction(self, fields: dict[str, object]) -> Prediction:
         prediction = Prediction.parse(fields)

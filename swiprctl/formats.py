@@ -29,9 +29,24 @@ class Tsv(Table):
     _SEPARATOR = b"\t"
 
     def _quoted(self, data: bytes) -> bytes:
-        for special, escaped in _ESCAPES.items():  # the backslash first
-            data = data.replace(special, escaped)
+        return escape(data)
+
+
+def escape(data: bytes) -> bytes:
+    """Write what a field of TSV cannot have as `Tsv` says."""
+    for special, escaped in _ESCAPES.items():  # the backslash first
+        data = data.replace(special, escaped)
+    return data
+
+
+def unescape(data: bytes) -> bytes:
+    """Read a field of TSV."""
+    if b"\\" not in data:
         return data
+    parts = data.split(b"\\\\")  # from the left: the first of two backslashes is the escape
+    for special, escaped in list(_ESCAPES.items())[1:]:
+        parts = [part.replace(escaped, special) for part in parts]
+    return b"\\".join(parts)
 
 
 class JsonLines:

@@ -44,6 +44,10 @@ Inputs and output of predict:
                        first
   --reverse            the lowest first
   --limit=N            of the sorted rows, only the first N
+  --output=FILE        write the rows to FILE, in the format that its name says:
+                       .csv, .tsv, .jsonl
+  --resume             go on with FILE: leave out what it has and is unchanged
+  --force              begin FILE anew, whatever is in it
   --where CONDITION    print the rows that fulfil it, and no others
 
 Of status and stop:
@@ -77,7 +81,7 @@ Which daemon, and for how long:
   -V, --version, --help
 
 Exit status: 0 all went well, 64 usage, 65 not an image or too large, 66 cannot
-open the file, 69 no daemon, 70 the image crashed its worker, 74 output failed,
-75 try later, 76 not this protocol, 77 no permission, 124 deadline. With several
-inputs: 1 if some failed.
+open the file, 69 no daemon, 70 the image crashed its worker, 73 no such output
+file, 74 output failed, 75 try later, 76 not this protocol, 77 no permission,
+124 deadline. With several inputs: 1 if some failed.
 """

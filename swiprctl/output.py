@@ -42,6 +42,15 @@ if TYPE_CHECKING:
         def close(self) -> None:
             """Let go of what is open, however the work ended."""
 
+    class Line(Protocol):
+        """What stands on the terminal's last line for a while."""
+
+        def lift(self, descriptor: int) -> None:
+            """Make way for what is written to a descriptor now."""
+
+        def lower(self) -> None:
+            """Come back behind it."""
+
 
 EX_IOERR = 74
 INTERRUPTED = 128 + 2  # SIGINT
@@ -63,6 +72,9 @@ def write(data: bytes) -> None:
     Raises:
         OutputFailed: it takes nothing more. A part of the data may be there.
     """
+    line = _line
+    if line is not None:
+        line.lift(_STDOUT)
     try:
         if sys.stdout is None:
             raise OSError("it is closed")
@@ -72,6 +84,9 @@ def write(data: bytes) -> None:
     except OSError as error:
         say(f"standard output: {error.strerror or error}")
         raise OutputFailed(EX_IOERR) from error
+    finally:
+        if line is not None:
+            line.lower()
 
 
 def show(data: bytes) -> None:
@@ -97,6 +112,7 @@ class Writer:
         failures: whether failures have records.
         ask: tells the labels of the model that serves, for a failure in a table that comes before
             any answer.
+        labels: those that the header has which is there already; None if there is none.
     """
 
     def __init__(
@@ -107,13 +123,14 @@ class Writer:
         header: bool = False,
         failures: bool = False,
         ask: Callable[[], Iterable[str]] = tuple,
+        labels: tuple[str, ...] | None = None,
     ) -> None:
         self._format = format
         self._put = put
         self._header = header
         self._failures = failures
         self._ask = ask
-        self._labels: tuple[str, ...] | None = None
+        self._labels = labels
 
     def take(self, path: str, answer: Prediction | SwiprError) -> SwiprError | None:
         """Put the record of an answer; gives the failure that it is, or has become.
@@ -169,15 +186,30 @@ def say(text: str) -> None:
     shown = "".join(
         f"\\x{ord(c) & 0xFF:02x}" if c in "\r\n" or (terminal and _unsafe(c)) else c for c in text
     )
-    line = f"swiprctl: {shown}\n"
+    text = f"swiprctl: {shown}\n"
     try:
-        data = os.fsencode(line)
+        data = os.fsencode(text)
     except UnicodeEncodeError:  # the locale has not all characters; the path has its bytes
-        data = line.encode("utf-8", "surrogateescape")
+        data = text.encode("utf-8", "surrogateescape")
+    line = _line
+    if line is not None:
+        line.lift(_STDERR)
     try:
         _put(_STDERR, data)
     except OSError:
         pass  # nobody is there to be told
+    finally:
+        if line is not None:
+            line.lower()
+
+
+_line: Line | None = None
+
+
+def keep_clear(line: Line | None) -> None:
+    """Have a line make way for all that is written from now on; None: there is none any more."""
+    global _line
+    _line = line
 
 
 def on_terminal() -> bool:
