@@ -30,7 +30,7 @@ _BY_SUFFIX = {"csv": "csv", "tsv": "tsv", "tab": "tsv", "jsonl": "jsonl", "ndjso
 _OPTIONS: dict[str, tuple[str, object, frozenset[str]]] = {
     "--socket": ("socket", None, _ANY),
     "--model": ("model", None, _ANY),
-    "--timeout": ("timeout", None, _ALL),
+    "--timeout": ("timeout", None, _ALL - _SHEET),
     "--no-autostart": ("autostart", False, _ANY),
     "--verbose": ("verbose", True, _ANY),
     "-v": ("verbose", True, _ANY),

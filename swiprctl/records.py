@@ -11,6 +11,7 @@ import csv
 import json
 import math
 import os
+import re
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from swiprctl.errors import BadRecords
 from swiprctl.rows import distinct
 
 _BLANK = "\ufeff \t\r\n"  # with the mark that Windows puts in front of UTF-8
+
+_ESCAPED = {"\\": "\\", "t": "\t", "n": "\n", "r": "\r"}
+"""What stands behind a backslash in TSV, and what is meant."""
 
 _MAX_LINE = 1 << 24
 """Characters of a line: far more than 100,000 labels take."""
@@ -58,12 +62,23 @@ def read(stream: TextIO, name: str) -> Iterator[Record]:
     if first.lstrip(_BLANK).startswith("{"):
         yield from _objects(whole, lines)
         return
-    tabs = name.endswith(".tsv") or ("\t" in first and "," not in first)
-    rows = csv.reader(whole, delimiter="\t" if tabs else ",", strict=True)
+    if name.endswith(".tsv") or _has_tabs(first):
+        yield from _table(map(_tsv, whole), lines)
+        return
     try:
-        yield from _table(rows, lines)
+        yield from _table(csv.reader(whole, strict=True), lines)
     except csv.Error as error:
         raise lines.bad(f"not a row of CSV: {error}") from error
+
+
+def _has_tabs(first: str) -> bool:
+    """Tell TSV from CSV, whose first path may have a tab."""
+    return first.startswith("path\t") or ("\t" in first and _is_number(first.rpartition("\t")[2]))
+
+
+def _tsv(line: str) -> list[str]:
+    fields = line.rstrip("\r\n").split("\t")
+    return [re.sub(r"\\([\\tnr])", lambda found: _ESCAPED[found[1]], one) for one in fields]
 
 
 class _Lines:
@@ -133,7 +148,7 @@ def _number(value: object) -> float:
 
 
 def _table(rows: Iterator[list[str]], place: _Lines) -> Iterator[Record]:
-    first = next((row for row in rows if row), None)
+    first = next((row for row in rows if any(row)), None)
     if first is None:
         return
     first[0] = first[0].removeprefix("\ufeff")
@@ -145,7 +160,7 @@ def _table(rows: Iterator[list[str]], place: _Lines) -> Iterator[Record]:
         columns = _headless(first)
         rows = chain([first], rows)
     for row in rows:
-        if not row:
+        if not any(row):
             continue
         try:
             yield columns(row)

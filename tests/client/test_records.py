@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from swiprctl.errors import BadImage, BadRecords
-from swiprctl.formats import JsonLines
+from swiprctl.formats import JsonLines, Tsv
 from swiprctl.records import Record, read
 from swiprctl.rows import Prediction, Table
 
@@ -40,12 +40,19 @@ ONE = Record(path="a,b.jpg", values={"sharp": 0.75, "very blurred": 0.25})
         b'"a,b.jpg",sharp,0.75,very blurred,0.25\n',
         b'"a,b.jpg",m@1,sharp,0.75,very blurred,0.25\n',
         b"path\tsharp\tvery blurred\na,b.jpg\t0.75\t0.25\n",
+        b"\npath\tsharp\tvery blurred\r\na,b.jpg\t0.75\t0.25\r\n",
+        b"a,b.jpg\tsharp\t0.75\tvery blurred\t0.25\n",
         b'{"path": "a,b.jpg", "probabilities": {"sharp": 0.75, "very blurred": 0.25}}\n',
         b'\n {"probabilities": {"sharp": 0.75, "very blurred": 0.25}, "path": "a,b.jpg"}',
     ],
 )
 def test_one_record_in_every_shape(data: bytes) -> None:
     assert records(data) == [ONE]
+
+
+def test_tabs() -> None:
+    assert records(b'a\\tb\\\\t"\t1\n', "rows.tsv")[0].path == 'a\tb\\t"'
+    assert records(b"a\tb,1,0\n")[0] == Record(path="a\tb", values={"1": 1.0, "2": 0.0})
 
 
 def test_rows_without_labels_are_numbered() -> None:
@@ -141,6 +148,7 @@ def test_what_predict_writes_is_read(names: list[bytes], labels: list[str]) -> N
     for format in (
         *(Table(path=True), Table(path=True, model=True), Table(path=True, failures=True)),
         *(Table(path=True, model=True, failures=True), Table(path=True, most=9), JsonLines()),
+        *(Tsv(path=True, failures=True), Tsv(path=True, most=2)),
         *(Table(path=True, pairs=True, failures=True), Table(path=True, most=2, failures=True)),
     ):
         data = format.header(labels)
