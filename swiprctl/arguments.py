@@ -236,6 +236,8 @@ def _check(arguments: Arguments, used: list[str]) -> None:
     for name in used:
         if command not in _OPTIONS[name][2]:
             raise UsageError(f"{name} does not go with {command}")
+    if command == "select":
+        _check_select(arguments, used)  # first: -v is another option there
     if arguments.quiet and arguments.verbose:
         raise UsageError("-q and -v: give one of them")
     if arguments.json and arguments.prometheus:
@@ -246,9 +248,7 @@ def _check(arguments: Arguments, used: list[str]) -> None:
         )
     if command == "sheet":
         return
-    if command == "select":
-        _check_select(arguments, used)
-    elif command != "predict":
+    if command not in ("predict", "select"):
         if arguments.paths:
             raise UsageError(f"{command} takes no operand: {arguments.paths[0]!r}")
         return

@@ -163,7 +163,7 @@ def test_a_label_that_the_model_has_not() -> None:
     ("words", "told"),
     [
         (["select"], "no condition given: swiprctl select 'blurred > 0.8' PATH..."),
-        (["select", "cat > 1"], "nothing to select: give a PATH, or - for standard input"),
+        (["select", "cat > 1"], "nothing to select: give a PATH, - for an image on standard input"),
         (["select", "cat > 1", "a", "--files-from=b"], "paths on the command line and in a list"),
         (["select", "--json", "cat > 1", "a"], "--json does not go with select"),
         (["select", "--where", "a", "cat > 1", "a"], "--where does not go with select"),
