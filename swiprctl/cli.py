@@ -65,10 +65,10 @@ def _run(arguments: Arguments) -> int:
 
         write(f"swiprctl {__version__}\n".encode())
         return 0
-    if arguments.command == "list":
-        return _list(arguments)
-    if arguments.command == "stop":
-        return _stop(arguments)
+    if arguments.command in ("list", "stop"):
+        from swiprctl.inquiry import list_daemons, stop_daemons
+
+        return list_daemons(arguments) if arguments.command == "list" else stop_daemons(arguments)
     if arguments.command == "sheet":
         from swiprctl.sheet import run as make_sheet
 
@@ -88,7 +88,9 @@ def _run(arguments: Arguments) -> int:
             return _select(client, arguments)
         if arguments.command == "predict":
             return _predict(client, arguments)
-        return _inquire(client, arguments)
+        from swiprctl.inquiry import inquire
+
+        return inquire(client, arguments)
 
 
 def _select(client: Client, arguments: Arguments) -> int:
@@ -290,67 +292,6 @@ def _names(arguments: Arguments) -> Names:
     if arguments.files0_from is not None:
         return Names(arguments.files0_from, b"\0")
     return Names(arguments.files_from or "", b"\n")
-
-
-def _inquire(client: Client, arguments: Arguments) -> int:
-    fields = getattr(client, arguments.command)()
-    if arguments.prometheus:
-        from swiprctl.prometheus import samples
-
-        text = "\n".join(samples(fields, client.socket_path))
-    elif arguments.json:
-        import json
-
-        text = json.dumps(fields, indent=2, default=repr)
-    elif arguments.command == "reload":
-        text = f"now serving {fields.get('model', 'the model')}"
-    elif arguments.command == "ping":
-        from swiprctl.report import duration
-
-        seconds = fields.get("seconds")
-        took = f" in {duration(seconds)}" if isinstance(seconds, int | float) else ""
-        text = f"{fields.get('model', 'the model')} answers as it should{took}"
-    else:
-        from swiprctl.report import headline, lines
-
-        front = [headline(fields), ""] if arguments.command == "status" else []
-        text = "\n".join([*front, *lines(fields)])
-    _print(text)
-    return 0
-
-
-def _list(arguments: Arguments) -> int:
-    from swiprctl.listing import entries, table
-
-    listed = entries(arguments.timeout)
-    if arguments.json:
-        import json
-
-        _print(json.dumps(listed, indent=2))
-    elif listed:
-        width = os.get_terminal_size(1).columns if os.isatty(1) else None
-        _print("\n".join(table(listed, width)))
-    else:
-        say("no daemon is here; 'swiprctl predict' starts one of your own")
-    return 0
-
-
-def _stop(arguments: Arguments) -> int:
-    from swiprctl.stopping import stop, stop_all
-
-    if not arguments.all:
-        stop(arguments.socket, arguments.model, arguments.timeout, _print)
-        return 0
-    failed = stop_all(arguments.timeout, _print)
-    for error in failed:
-        say(str(error))
-    return _SOME_FAILED if failed else 0
-
-
-def _print(text: str) -> None:
-    """Put text for people on standard output, in its encoding."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    write(f"{text}\n".encode(encoding, "backslashreplace"))
 
 
 def _timings(answer: Prediction) -> str:
