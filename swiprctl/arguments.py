@@ -10,11 +10,18 @@ from __future__ import annotations
 from swiprctl.errors import UsageError
 from swiprctl.protocol import MAX_TIMEOUT
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 COMMANDS = ("predict", "status", "model", "ping", "reload")
 
 _ANY = frozenset(COMMANDS)
 _PREDICT = frozenset({"predict"})
 _IMAGES = _PREDICT  # commands that take images
+
+FORMATS = ("csv", "tsv", "jsonl")
+_BY_SUFFIX = {"csv": "csv", "tsv": "tsv", "tab": "tsv", "jsonl": "jsonl", "ndjson": "jsonl"}
 
 # option: what it sets, to what (None: to the word that follows), and with which commands
 _OPTIONS: dict[str, tuple[str, object, frozenset[str]]] = {
@@ -45,6 +52,14 @@ _OPTIONS: dict[str, tuple[str, object, frozenset[str]]] = {
     "--labels": ("labels", True, _PREDICT),
     "--top": ("top", None, _PREDICT),
     "--with-model": ("with_model", True, _PREDICT),
+    "--format": ("format", None, _PREDICT),
+    "--errors": ("errors", True, _PREDICT),
+    "--sort": ("sort", None, _PREDICT),
+    "--reverse": ("reverse", True, _PREDICT),
+    "--limit": ("limit", None, _PREDICT),
+    "--output": ("output", None, _PREDICT),
+    "--resume": ("resume", True, _PREDICT),
+    "--force": ("force", True, _PREDICT),
 }
 
 
@@ -74,19 +89,51 @@ class Arguments:
         self.labels = False
         self.top: int | None = None
         self.with_model = False
+        self.format: str | None = None
         self.errors = False
+        self.sort: str | None = None
+        self.reverse = False
+        self.limit: int | None = None
+        self.output: str | None = None
+        self.resume = False
+        self.force = False
 
     @property
     def names_labels(self) -> bool:
-        """Whether labels are printed."""
+        """Whether labels are printed, or needed for what is."""
         return self.command == "predict" and (
-            self.header or self.labels or self.json or self.errors or self.top is not None
+            self.header
+            or self.labels
+            or self.json
+            or self.errors
+            or self.format_name == "jsonl"
+            or self.top is not None
+            or self.sort is not None
         )
 
     @property
     def several(self) -> bool:
         """Whether there may be more inputs than one."""
         return self.listed or self.recursive or len(self.paths) > 1
+
+    @property
+    def format_name(self) -> str:
+        """The format of what `predict` prints; empty where the output file's name says none."""
+        if self.json or self.format is not None:
+            return self.format or "jsonl"
+        if self.output is None:
+            return "csv"
+        return _BY_SUFFIX.get(self.output.rpartition(".")[2].lower(), "")
+
+    @property
+    def row_options(self) -> str:
+        """The options that decide what rows look like, as words."""
+        words = [f"--format={self.format_name}"]
+        if self.format_name != "jsonl":
+            words += ["--header"] * self.header + ["--with-model"] * self.with_model
+            words += ["--labels"] * self.labels
+        words += ["--errors"] * self.errors
+        return " ".join(words if self.top is None else [*words, f"--top={self.top}"])
 
     @property
     def listed(self) -> bool:
@@ -139,8 +186,8 @@ def _set(arguments: Arguments, name: str, value: str | None, rest: object) -> st
         value = next(rest, None)  # type: ignore[call-overload]
     if value is None:
         raise UsageError(f"{name} needs a value")
-    convert = {"timeout": _seconds, "top": _count}.get(attribute)
-    setattr(arguments, attribute, convert(value) if convert else value)
+    convert = _CONVERT.get(attribute)
+    setattr(arguments, attribute, convert(name, value) if convert else value)
     return name
 
 
@@ -180,28 +227,63 @@ def _check(arguments: Arguments, used: list[str]) -> None:
         arguments.paths.append(".")  # as grep, ripgrep and fd have it
     if not arguments.listed and not arguments.paths:
         raise UsageError("nothing to predict: give a PATH, or - for standard input")
-    if arguments.json:
-        for attribute in ("header", "labels", "with_model"):
+    _check_format(arguments)
+
+
+def _check_format(arguments: Arguments) -> None:
+    if arguments.json and arguments.format not in (None, "jsonl"):
+        raise UsageError(f"--json and --format={arguments.format}: give one of them")
+    if arguments.header and arguments.labels and arguments.top is None:
+        raise UsageError("--labels needs no --header: the labels are in every row; or add --top N")
+    for attribute in ("reverse", "limit"):
+        if getattr(arguments, attribute) and arguments.sort is None:
+            raise UsageError(f"--{attribute} goes with --sort=LABEL")
+    _check_output(arguments)
+
+
+def _check_output(arguments: Arguments) -> None:
+    if arguments.output is None:
+        for attribute in ("resume", "force"):
             if getattr(arguments, attribute):
-                option = "--" + attribute.replace("_", "-")
-                raise UsageError(f"--json needs no {option}: that is in every line")
-    if arguments.header and (arguments.labels or arguments.top is not None):
-        raise UsageError("--labels and --top need no --header: the labels are in every row")
+                raise UsageError(f"--{attribute} goes with --output=FILE")
+        return
+    if not arguments.format_name:
+        raise UsageError(f"--output={arguments.output}: say --format=csv, tsv or jsonl")
+    if arguments.resume and arguments.force:
+        raise UsageError("--resume and --force: give one of them")
+    if arguments.with_path is False:
+        raise UsageError("--output needs the path in each row: leave -h out")
+    if arguments.sort is not None:
+        raise UsageError("--sort writes in the end: use it with '> FILE' in place of --output")
 
 
-def _count(text: str) -> int:
+def _count(name: str, text: str) -> int:
     # int() takes more than digits (" 3", "1_000"), and not many of those.
     digits = text.lstrip("0")
     if not (digits.isascii() and digits.isdigit()):
-        raise UsageError(f"--top: a whole number from 1, not {text!r}")
+        raise UsageError(f"{name}: a whole number from 1, not {text!r}")
     return int(digits[:9])  # more than there are labels, in any case
 
 
-def _seconds(text: str) -> float:
+def _seconds(name: str, text: str) -> float:
     try:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds <= MAX_TIMEOUT:
-        raise UsageError(f"--timeout: seconds above 0, at most {MAX_TIMEOUT:.0f}, not {text!r}")
+        raise UsageError(f"{name}: seconds above 0, at most {MAX_TIMEOUT:.0f}, not {text!r}")
     return seconds
+
+
+def _format(name: str, text: str) -> str:
+    if text not in FORMATS:
+        raise UsageError(f"{name}: one of {', '.join(FORMATS)}, not {text!r}")
+    return text
+
+
+_CONVERT: dict[str, Callable[[str, str], object]] = {
+    "timeout": _seconds,
+    "top": _count,
+    "limit": _count,
+    "format": _format,
+}

@@ -18,11 +18,14 @@ from swiprctl.rows import Prediction, Table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from typing import NoReturn
 
+    from swiprctl.inputs import Input
     from swiprctl.names import Names
     from swiprctl.output import Format, Sink
+    from swiprctl.resuming import Remaining
+    from swiprctl.walk import Walk
 
 _SOME_FAILED = 1
 
@@ -88,12 +91,15 @@ def _predict(client: Client, arguments: Arguments) -> int:
     names = _names(arguments) if arguments.listed else None
     inputs: Iterable[str | int | None]
     inputs = names or [0 if path == "-" else path for path in arguments.paths]
-    sink = _sink(client, arguments, arguments.several)
+    if arguments.recursive:
+        inputs = _walk(arguments, inputs)
+    remaining = _remaining(client, arguments, inputs) if arguments.output is not None else None
+    sink = _sink(client, arguments, arguments.several, remaining)
     try:
         if arguments.several:
-            status = _predict_several(client, arguments, inputs, sink)
+            status = _predict_several(client, arguments, inputs, sink, remaining)
         else:
-            status = _run_through(client, arguments, inputs, sink)
+            status = _run_through(client, arguments, remaining or inputs, sink)
     finally:
         sink.close()
         if names is not None:
@@ -101,37 +107,33 @@ def _predict(client: Client, arguments: Arguments) -> int:
     if names is not None and names.error is not None:
         say(str(names.error))
         status = _SOME_FAILED
+    if remaining is not None and arguments.verbose:
+        say(f"{arguments.output}: {remaining.skipped} of the inputs were in it")
     return status
 
 
 def _predict_several(
-    client: Client, arguments: Arguments, inputs: Iterable[str | int | None], sink: Sink
+    client: Client,
+    arguments: Arguments,
+    inputs: Iterable[str | int | None],
+    sink: Sink,
+    remaining: Remaining | None,
 ) -> int:
-    """Have folders walked, if they are to be, and show how far it is."""
+    """Show how far it is."""
     from swiprctl.progress import Progress
     from swiprctl.tally import Tally
 
-    if arguments.recursive:
-        from swiprctl.walk import Walk
-
-        inputs = Walk(
-            inputs,
-            hidden=arguments.hidden,
-            follow=arguments.follow,
-            one_file_system=arguments.one_file_system,
-            patience=arguments.timeout,
-        )
-    tally = Tally(sink, inputs)
+    tally = Tally(sink, inputs, remaining)
     loud = not arguments.quiet
     with Progress(tally, line=loud and arguments.progress, summary=loud):
-        status = _run_through(client, arguments, inputs, tally)
-    if arguments.recursive and not tally.done and loud and on_terminal():
+        status = _run_through(client, arguments, remaining or inputs, tally)
+    if arguments.recursive and not (tally.done or tally.left_out) and loud and on_terminal():
         say(f"no images: {tally.skipped:,} other files, by their first bytes; see --hidden and -L")
     return status
 
 
 def _run_through(
-    client: Client, arguments: Arguments, inputs: Iterable[str | int | None], sink: Sink
+    client: Client, arguments: Arguments, inputs: Iterable[Input | None], sink: Sink
 ) -> int:
     status = 0
     for source, answer in client.predict_many(inputs):
@@ -153,25 +155,73 @@ def _advice(failure: SwiprError, arguments: Arguments) -> str:
     return ""
 
 
-def _sink(client: Client, arguments: Arguments, several: bool) -> Sink:
-    """Put together where the answers go: at the end always a `Writer`.
+def _walk(arguments: Arguments, roots: Iterable[str | int | None]) -> Walk:
+    from swiprctl.walk import Walk
+
+    return Walk(
+        roots,
+        hidden=arguments.hidden,
+        follow=arguments.follow,
+        one_file_system=arguments.one_file_system,
+        patience=arguments.timeout,
+    )
+
+
+def _remaining(
+    client: Client, arguments: Arguments, inputs: Iterable[str | int | None]
+) -> Remaining:
+    """Open the output file, for the inputs that it has no row of."""
+    from swiprctl.resuming import begin
+
+    return begin(
+        arguments.output or "",
+        arguments.row_options,
+        inputs,
+        client.model,
+        resume=arguments.resume,
+        force=arguments.force,
+    )
+
+
+def _sink(client: Client, arguments: Arguments, several: bool, remaining: Remaining | None) -> Sink:
+    """Put together where the answers go: at the end always a `Writer`, or a `FileWriter`.
 
     What picks among answers (a condition) or watches them (progress) is a `Sink` of its own, in a
     module that is imported here if it is asked for, and stands before the others:
     `sink = Condition(sink, …)`. What has to know of all that is written to a terminal, to clear its
     own line first, wraps `put`.
     """
-    with_path = several if arguments.with_path is None else arguments.with_path
     put = show if sys.stdout is not None and os.isatty(1) else write
+    with_path = arguments.with_path
+    if with_path is None:
+        with_path = several or remaining is not None
     format = _format(arguments, with_path)
-    if arguments.json:
-        return Writer(format, put, failures=arguments.errors)
-    return Writer(
+    ask: Callable[[], Iterable[str]] = tuple
+    if isinstance(format, Table):
+        ask = lambda: map(str, _labels(client))  # noqa: E731 - a client is not asked for nothing
+    if remaining is not None:
+        from swiprctl.resuming import FileWriter
+
+        return FileWriter(
+            format,
+            remaining=remaining,
+            header=arguments.header and isinstance(format, Table),
+            failures=arguments.errors,
+            ask=ask,
+        )
+    if arguments.sort is None:
+        return Writer(format, put, header=arguments.header, failures=arguments.errors, ask=ask)
+    from swiprctl.sorting import SortedWriter
+
+    return SortedWriter(
         format,
         put,
+        label=arguments.sort,
+        reverse=arguments.reverse,
+        limit=arguments.limit,
         header=arguments.header,
         failures=arguments.errors,
-        ask=lambda: map(str, _labels(client)),
+        ask=ask,
     )
 
 
@@ -181,11 +231,17 @@ def _labels(client: Client) -> list[object]:
 
 
 def _format(arguments: Arguments, with_path: bool) -> Format:
-    if arguments.json:
+    name = arguments.format_name
+    if name == "jsonl":
         from swiprctl.formats import JsonLines
 
         return JsonLines(most=arguments.top)
-    return Table(
+    table = Table
+    if name == "tsv":
+        from swiprctl.formats import Tsv
+
+        table = Tsv
+    return table(
         path=with_path,
         model=arguments.with_model,
         failures=arguments.errors,

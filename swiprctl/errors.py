@@ -3,6 +3,8 @@
     SwiprError
     ├── UsageError            64   the command line is wrong
     ├── CannotOpen            66   the client may not or cannot open the file
+    ├── CannotWrite           73   the output file cannot be opened, or not gone on with
+    │   └── WriteFailed       74   it does not take everything
     ├── NoDaemon              69   nothing answers on the socket and none can be started
     ├── BadImage              65   bad-image
     ├── TooLarge              65   too-large
@@ -44,6 +46,18 @@ class CannotOpen(SwiprError):
     """The client cannot open or read the file it was given."""
 
     exit_status = 66
+
+
+class CannotWrite(SwiprError):
+    """The output file cannot be opened, or does not have what the work could go on with."""
+
+    exit_status = 73
+
+
+class WriteFailed(CannotWrite):
+    """The output file does not take everything; what it has can be gone on with."""
+
+    exit_status = 74
 
 
 class NoDaemon(SwiprError):

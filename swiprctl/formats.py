@@ -1,4 +1,4 @@
-"""The formats of answers beside CSV: JSON lines. Pure; imported where one of them is asked for."""
+"""The formats of answers beside CSV: TSV and JSON lines. Pure; imported where one is asked for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 from binascii import b2a_base64
 
-from swiprctl.rows import best, code, distinct, number
+from swiprctl.rows import Table, best, code, distinct, number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,6 +14,39 @@ if TYPE_CHECKING:
 
     from swiprctl.errors import SwiprError
     from swiprctl.rows import Prediction
+
+
+_ESCAPES = {b"\\": b"\\\\", b"\t": b"\\t", b"\n": b"\\n", b"\r": b"\\r"}
+
+
+class Tsv(Table):
+    r"""Rows of fields with tabs between them: a line is a row, whatever is in a name.
+
+    A tab, line feed, carriage return and backslash in a field are written `\t`, `\n`, `\r` and
+    `\\`, as PostgreSQL and MySQL write and read them; nothing is quoted, all other bytes stay.
+    """
+
+    _SEPARATOR = b"\t"
+
+    def _quoted(self, data: bytes) -> bytes:
+        return escape(data)
+
+
+def escape(data: bytes) -> bytes:
+    """Write what a field of TSV cannot have as `Tsv` says."""
+    for special, escaped in _ESCAPES.items():  # the backslash first
+        data = data.replace(special, escaped)
+    return data
+
+
+def unescape(data: bytes) -> bytes:
+    """Read a field of TSV."""
+    if b"\\" not in data:
+        return data
+    parts = data.split(b"\\\\")  # from the left: the first of two backslashes is the escape
+    for special, escaped in list(_ESCAPES.items())[1:]:
+        parts = [part.replace(escaped, special) for part in parts]
+    return b"\\".join(parts)
 
 
 class JsonLines:

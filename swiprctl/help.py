@@ -34,6 +34,14 @@ Output of predict:
   --top N              the N best pairs
   --with-model         put the model's id in front of the probabilities
   --json               print a JSON object a line, with labels and timings (also status, model)
+  --format=FORMAT      csv (the default), tsv, or jsonl, which is --json
+  --errors             print failures as rows or objects, too, not on standard error
+  --sort=LABEL         sort the rows by this label's probability, the highest first
+  --reverse            the lowest first
+  --limit=N            of the sorted rows, only the first N
+  --output=FILE        write the rows to FILE, in the format that its name says: .csv, .tsv, .jsonl
+  --resume             go on with FILE: leave out what it has and is unchanged since
+  --force              begin FILE anew, whatever is in it
   --no-progress        do not tell on the terminal how far it is
   -q, --quiet          errors only: no progress, no summary of long work, no notes
   --prometheus         print the status as metrics, for node_exporter's textfile collector
@@ -52,6 +60,6 @@ Which daemon, and for how long:
 SIGUSR1 prints a summary: what is answered, what has failed and why, how fast.
 
 Exit status: 0 all went well, 64 usage, 65 not an image or too large, 66 cannot open the file,
-69 no daemon, 70 the image crashed its worker, 74 output failed, 75 try later, 76 not this
-protocol, 77 no permission, 124 deadline. With several inputs: 1 if some failed.
+69 no daemon, 70 the image crashed its worker, 73 no such output file, 74 output failed, 75 try
+later, 76 not this protocol, 77 no permission, 124 deadline. With several inputs: 1 if some failed.
 """

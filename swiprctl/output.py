@@ -112,6 +112,7 @@ class Writer:
         failures: whether failures have records.
         ask: tells the labels of the model that serves, for a failure in a table that comes before
             any answer.
+        labels: those that the header has which is there already; None if there is none.
     """
 
     def __init__(
@@ -122,13 +123,14 @@ class Writer:
         header: bool = False,
         failures: bool = False,
         ask: Callable[[], Iterable[str]] = tuple,
+        labels: tuple[str, ...] | None = None,
     ) -> None:
         self._format = format
         self._put = put
         self._header = header
         self._failures = failures
         self._ask = ask
-        self._labels: tuple[str, ...] | None = None
+        self._labels = labels
 
     def take(self, path: str, answer: Prediction | SwiprError) -> SwiprError | None:
         """Put the record of an answer; gives the failure that it is, or has become.
@@ -139,7 +141,7 @@ class Writer:
         if isinstance(answer, Prediction):
             # Not sooner: a daemon that is still loading knows no labels yet.
             if self._begun(answer.labels or ()):
-                self._put(self._format.row(path, answer))
+                self._put_row(path, answer)
                 return None
             answer = TryLater(
                 f"{answer.model} has answered, which has other labels than the model whose"
@@ -159,6 +161,9 @@ class Writer:
 
     def close(self) -> None:
         """Close nothing."""
+
+    def _put_row(self, path: str, prediction: Prediction) -> None:
+        self._put(self._format.row(path, prediction))
 
     def _begun(self, labels: tuple[str, ...]) -> bool:
         """Put the header, if it is time; gives whether a row of these labels may stand below it."""

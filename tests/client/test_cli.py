@@ -528,11 +528,12 @@ USAGE: list[tuple[list[str], str]] = [
     (["predict", "--header=yes", "a"], "--header takes no value"),
     (["predict", "--files-from=a", "b"], "give one of them"),
     (["predict", "--files-from=a", "--files0-from=b"], "give one of them"),
-    (["predict", "--json", "--header", "a"], "--json needs no --header"),
-    (["predict", "--json", "--labels", "a"], "--json needs no --labels"),
-    (["predict", "--json", "--with-model", "a"], "--json needs no --with-model"),
-    (["predict", "--labels", "--header", "a"], "--labels and --top need no --header"),
-    (["predict", "--top", "2", "--header", "a"], "--labels and --top need no --header"),
+    (["predict", "--json", "--format=csv", "a"], "--json and --format=csv: give one of them"),
+    (["predict", "--format=xml", "a"], "--format: one of csv, tsv, jsonl, not 'xml'"),
+    (["predict", "--labels", "--header", "a"], "--labels needs no --header"),
+    (["predict", "--limit=3", "a"], "--limit goes with --sort=LABEL"),
+    (["predict", "--reverse", "a"], "--reverse goes with --sort=LABEL"),
+    (["predict", "--sort=a", "--limit=0", "a"], "--limit: a whole number from 1, not '0'"),
     (["predict", "--top", "0", "a"], "--top: a whole number from 1, not '0'"),
     (["predict", "--top=2.5", "a"], "--top: a whole number from 1, not '2.5'"),
     (["predict", "--top= 3", "a"], "--top: a whole number from 1, not ' 3'"),
@@ -694,6 +695,8 @@ def test_predict_imports_nothing_slow() -> None:
     assert [name for name in found if name.startswith("swiprd")] == []
     assert "swiprctl.autostart" not in found
     assert "swiprctl.report" not in found
+    assert "swiprctl.formats" not in found
+    assert "swiprctl.sorting" not in found
 
 
 @pytest.mark.usefixtures("peer")
