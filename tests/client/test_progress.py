@@ -37,6 +37,9 @@ class Gate:
     def __call__(self, connection: Connection) -> None:
         while True:
             asked = connection.asked()
+            if asked.op == "model":
+                connection.reply(asked.id, model="peer@1", labels=["sharp", "blurred"])
+                continue
             assert self._places.acquire(timeout=20)
             if asked.image == b"bad":
                 connection.refuse(asked.id, BadImage("not an image"))
@@ -308,6 +311,21 @@ def test_a_walk_counts_what_it_leaves_out(tmp_path: Path, gate: Gate) -> None:
         screen.rest()
     assert re.fullmatch(
         r"swiprctl: 21 answered, 20 skipped \(no images\) in \S+ s, \S+/s", summary(screen)
+    )
+
+
+def test_what_is_left_out_is_counted(tmp_path: Path, gate: Gate) -> None:
+    words = ["predict", "--output=rows.csv", *NAMES]
+    gate.let(NUMBER)
+    with terminal() as (screen, slave), started(tmp_path, slave, *words):
+        screen.rest()
+    with terminal() as (screen, slave), started(tmp_path, slave, *words, "--resume"):
+        screen.wait_for("0 of 1 done")
+        gate.let(1)
+        screen.rest()
+    assert re.fullmatch(
+        r"swiprctl: 0 answered, 1 failed \(1 bad-image\), 39 there already in \S+ s, \S+/s",
+        summary(screen),
     )
 
 

@@ -211,8 +211,11 @@ def size(connection: Connection) -> None:
     """Answer each image with its size in bytes."""
     while True:
         asked = connection.asked()
-        assert asked.image is not None
-        connection.answer(asked, float(len(asked.image)))
+        if asked.op == "model":
+            connection.reply(asked.id, model="peer@1", labels=["size"])
+        else:
+            assert asked.image is not None
+            connection.answer(asked, float(len(asked.image)))
 
 
 @pytest.mark.usefixtures("folder")
@@ -363,6 +366,23 @@ def test_a_list_of_folders(folder: Path) -> None:
                 [],
                 0,
             )
+
+
+def test_a_walk_that_is_gone_on_with(folder: Path) -> None:
+    """What has its row is looked at, and closed again: here there is no room for more."""
+    (folder / "many").mkdir()
+    for number in range(100):
+        (folder / f"many/{number:03}").write_bytes(JPEG)
+    words = ("predict", "-r", "many", "--output=rows.csv")
+    with Peer(folder / "s", size):
+        assert swiprctl(folder, *words) == ([], [], 0)
+        (folder / "many/050b").write_bytes(JPEG)
+        (folder / "many/007").write_bytes(JPEG + b"more")
+        assert swiprctl(folder, *words, "--resume", descriptors=40) == ([], [], 0)
+    rows = (folder / "rows.csv").read_text().splitlines()
+    expected = [f"many/{number:03},{len(JPEG)}" for number in range(100)]
+    expected[7] = f"many/007,{len(JPEG) + 4}"
+    assert sorted(rows) == sorted([*expected, f"many/050b,{len(JPEG)}"])
 
 
 def test_few_descriptors_are_enough(folder: Path) -> None:
