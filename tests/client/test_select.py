@@ -118,6 +118,23 @@ def test_standard_input_and_lists() -> None:
     assert swiprctl("select", "cat > 0.5", "--files-from=nowhere")[2] == 2
 
 
+def test_folders(daemon: DaemonProcess, tmp_path: Path, photos: list[bytes]) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    for name in ("a/b/1.jpg", "a/2, 3\n.jpg"):
+        (tmp_path / name).write_bytes(photos[0])
+    (tmp_path / "a/notes").write_bytes(b"no image")
+    words = ("--socket", str(daemon.path), str(tmp_path / "a"))
+    out, err, status = swiprctl("select", "-r0", "class0 >= 0", *words)
+    assert sorted(out.split(b"\0")) == sorted(
+        [b"", *(os.fsencode(tmp_path / name) for name in ("a/b/1.jpg", "a/2, 3\n.jpg"))]
+    )
+    assert (err, status) == ("", 0)
+    assert swiprctl("select", "-rv", "class0 >= 0", *words) == (b"", "", 1)
+    out, err, status = swiprctl("select", "class0 >= 0", *words)
+    assert (out, status) == (b"", 2)
+    assert "with -r" in err
+
+
 @pytest.mark.usefixtures("folder")
 def test_a_name_does_nothing_to_a_terminal() -> None:
     Path("\x1b[2J.jpg").write_bytes(bytes(90))
@@ -163,7 +180,7 @@ def test_a_label_that_the_model_has_not() -> None:
     ("words", "told"),
     [
         (["select"], "no condition given: swiprctl select 'blurred > 0.8' PATH..."),
-        (["select", "cat > 1"], "nothing to select: give a PATH, or - for standard input"),
+        (["select", "cat > 1"], "nothing to select: give a PATH, - for an image on standard input"),
         (["select", "cat > 1", "a", "--files-from=b"], "paths on the command line and in a list"),
         (["select", "--json", "cat > 1", "a"], "--json does not go with select"),
         (["select", "--where", "a", "cat > 1", "a"], "--where does not go with select"),
