@@ -61,6 +61,9 @@ compiled-table: $(VENV)/.test
 # An extra an environment: each stamp says which one is installed.
 # The completions are linked where pip puts them unless it is told to --editable.
 $(VENV)/.%: $(INPUTS) | $(BIN)/python
+	@echo "Installing swipr into $(VENV), with torch, torchvision, onnxruntime and what"
+	@echo "they need, at the versions of .ci/constraints.txt: 1.1 GB, or more with torch"
+	@echo "for a GPU, and a few minutes. Nothing is installed elsewhere."
 	$(PIP) --editable '.[$*]'
 	@mkdir -p $(SHARE)/bash-completion/completions $(SHARE)/fish/vendor_completions.d \
 	  $(SHARE)/zsh/site-functions

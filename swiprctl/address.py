@@ -147,6 +147,11 @@ def choose(asked: str | None = None, model: str | None = None) -> Address:
                 "SWIPR_SOCKET and SWIPR_MODEL are both set: unset one of them,"
                 " or give --socket or --model"
             )
+        if model is not None:
+            try:
+                return choose(None, model)
+            except SwiprError as error:
+                raise type(error)(f"SWIPR_MODEL: {error}") from error
     if model is not None:
         if asked is not None:
             raise UsageError("a socket and a model: give one of them")

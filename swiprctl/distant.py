@@ -141,7 +141,7 @@ def _watch(since: list[float], patience: float, send: Send) -> None:
 def _message(source: str | int) -> bytes:
     path = os.fsencode(str(source))
     if isinstance(source, Found) and isinstance(source.opened, SwiprError):
-        return (_FAILED + path + b"\0" + str(source.opened).encode())[:LONGEST]
+        return (_FAILED + path + b"\0" + os.fsencode(str(source.opened)))[:LONGEST]
     return _GIVEN + path
 
 

@@ -2,6 +2,7 @@
 
 TEXT = """\
 Usage: swiprctl predict [OPTION]... PATH...
+       swiprctl predict -r [OPTION]... [FOLDER]...
        swiprctl predict [OPTION]... --files-from=F | --files0-from=F
        swiprctl select [OPTION]... CONDITION PATH... | --files-from=F | ...
        swiprctl sheet [--relative-to=DIR] [ROWS] > PAGE
@@ -24,9 +25,16 @@ started; it leaves after five idle minutes.
   help        this text
   version     the version
 
-Inputs and output of predict:
+Inputs of predict:
+  -r, --recursive      the images below each PATH that is a folder (default: .),
+                       told by their first bytes; other files are left out
+  --hidden             with -r: names that begin with a dot, too
+  -L, --follow         with -r: go where symbolic links lead
+  --one-file-system    with -r: stay out of what is mounted below a PATH
   --files-from=F       read the paths from F, one a line (- for standard input)
   --files0-from=F      the same, each ended by a NUL, as find -print0 does it
+
+Output of predict:
   -H, --with-filename  put the path in front of each row (the default for more
                        than one)
   -h, --no-filename    do not
@@ -49,6 +57,8 @@ Inputs and output of predict:
   --resume             go on with FILE: leave out what it has and is unchanged
   --force              begin FILE anew, whatever is in it
   --where CONDITION    print the rows that fulfil it, and no others
+  --no-progress        do not tell on the terminal how far it is
+  -q, --quiet          errors only: no progress, no summary, no notes
 
 Of status and stop:
   --prometheus         print the status as metrics, for node_exporter's textfile
@@ -79,6 +89,8 @@ Which daemon, and for how long:
   -v, --verbose        tell on standard error which socket, what each image
                        took, and which had to be sent again, and why
   -V, --version, --help
+
+SIGUSR1 prints a summary: what is answered, what has failed and why, how fast.
 
 Exit status: 0 all went well, 64 usage, 65 not an image or too large, 66 cannot
 open the file, 69 no daemon, 70 the image crashed its worker, 73 no such output

@@ -67,7 +67,7 @@ class Found(str):
         return opened
 
     def close(self) -> None:
-        """Close the descriptor: the file is not asked about."""
+        """Close the file, where nobody is to be asked about it. Can be called again."""
         opened, self.opened = self.opened, None
         if isinstance(opened, int):
             os.close(opened)

@@ -27,7 +27,7 @@ FIRST = 1.0
 _EACH = 0.2  # seconds between two drawings
 _RECENT = 50  # drawings: what the rate is of
 _STDOUT, _STDERR = 1, 2
-_SIGUSR1, _SIGALRM, _SIGWINCH = 10, 14, 28
+_SIGUSR1, _SIGALRM, _SIGTSTP, _SIGWINCH = 10, 14, 20, 28
 _ERASE = b"\r\x1b[K"
 
 
@@ -57,6 +57,7 @@ class Progress:
         if self._line:
             self._handle(_SIGALRM, self._tick)
             self._handle(_SIGWINCH, self._redraw)
+            self._handle(_SIGTSTP, self._stop)
             keep_clear(self)
             _signal.setitimer(_signal.ITIMER_REAL, FIRST, _EACH)
         return self
@@ -96,7 +97,10 @@ class Progress:
             self._draw()
 
     def _handle(self, number: int, handler: object) -> None:
-        self._handlers[number] = _signal.signal(number, handler)
+        before = _signal.getsignal(number)
+        if before is not _signal.SIG_IGN:  # as nohup has it, or a shell without jobs
+            self._handlers[number] = before
+            _signal.signal(number, handler)
 
     def _summarise(self, *_: object) -> None:
         if self._lifted:
@@ -113,6 +117,13 @@ class Progress:
         if self._recent and not self._lifted:
             self._draw()
 
+    def _stop(self, *_: object) -> None:
+        """Take the line away and stop, as Ctrl-Z wants it; return when this process goes on."""
+        self._erase()
+        _signal.signal(_SIGTSTP, _signal.SIG_DFL)
+        os.kill(os.getpid(), _SIGTSTP)
+        _signal.signal(_SIGTSTP, self._stop)
+
     def _draw(self) -> None:
         if not self._line:
             return
@@ -122,8 +133,8 @@ class Progress:
                 columns = os.get_terminal_size(_STDERR).columns
                 text = fitted(self._parts(), columns - 1).encode("ascii", "replace")
                 if text != self._drawn:
+                    self._drawn = text  # first: Ctrl-C may come between the two
                     self._put(b"\r" + text + b"\x1b[K")
-                    self._drawn = text
         except OSError:
             pass  # it is no terminal of ours any more
         finally:
@@ -131,8 +142,8 @@ class Progress:
 
     def _erase(self) -> None:
         if self._drawn:
-            self._drawn = b""
             self._put(_ERASE)
+            self._drawn = b""
 
     def _put(self, data: bytes) -> None:
         try:

@@ -86,12 +86,11 @@ class Screen:
 
 @contextlib.contextmanager
 def terminal(columns: int = 80) -> Iterator[tuple[Screen, int]]:
-    """A screen, and the descriptor of the terminal for the process that is to be seen there."""
+    """A screen, and the descriptor of the terminal for the process that is to be seen there: it is
+    that of whoever starts the process, to be closed then."""
     master, slave = os.openpty()
     fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     try:
         yield Screen(master), slave
     finally:
         os.close(master)
-        with contextlib.suppress(OSError):
-            os.close(slave)

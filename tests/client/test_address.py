@@ -182,7 +182,7 @@ def test_a_variable_names_a_model(system: Path, monkeypatch: pytest.MonkeyPatch)
     assert choose(None, "birds").path == f"{system}/birds.sock", "the option stands above it"
     assert choose("/other").path == "/other"
     monkeypatch.setenv("SWIPR_MODEL", "./nowhere")
-    with pytest.raises(CannotOpen, match=r"nowhere/model\.toml"):
+    with pytest.raises(CannotOpen, match=r"^SWIPR_MODEL: .*nowhere/model\.toml: No such file"):
         choose()
     monkeypatch.setenv("SWIPR_SOCKET", "/somewhere/else")
     with pytest.raises(UsageError, match="SWIPR_SOCKET and SWIPR_MODEL are both set"):

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from daemonprocess import own_children
 from peer import Connection, Peer
 from screen import Screen, terminal
 
@@ -55,11 +56,16 @@ def gate(tmp_path: Path) -> Iterator[Gate]:
 
 @contextlib.contextmanager
 def started(
-    folder: Path, slave: int, *words: str, rows_too: bool = True, **environment: str
+    folder: Path,
+    slave: int,
+    *words: str,
+    rows_too: bool = True,
+    script: str = 'exec "$0" -m swiprctl "$@"',
+    **environment: str,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """The client on a terminal, in its foreground; rows go there too, or nowhere."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "swiprctl", *words],
+        ["bash", "-c", script, sys.executable, *words],
         cwd=folder,
         stdin=slave,
         stdout=slave if rows_too else subprocess.DEVNULL,
@@ -106,6 +112,8 @@ def test_a_line_while_it_lasts_that_mixes_with_nothing(
         screen.rest()
         assert process.wait() == 1
     assert screen.lines[:-2] == ROWS, "and the line is gone"
+    for row in ROWS[1:10]:
+        assert f"\r\x1b[K{row}\r\n\r" in screen.wrote, "it comes back at once"
     assert re.fullmatch(
         r"swiprctl: 39 answered, 1 failed \(1 bad-image\) in \S+ s, \S+/s", summary(screen)
     )
@@ -166,8 +174,7 @@ def test_silenced(tmp_path: Path, gate: Gate, option: str, left: int) -> None:
     assert len(screen.lines) - 1 == NUMBER + 1 + left
 
 
-def test_no_line_where_nobody_looks(tmp_path: Path, gate: Gate) -> None:
-    """In a pipe, on a terminal that cannot erase, or in the background."""
+def test_nothing_in_a_pipe(tmp_path: Path, gate: Gate) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "swiprctl", "predict", *NAMES],
         cwd=tmp_path,
@@ -184,12 +191,28 @@ def test_no_line_where_nobody_looks(tmp_path: Path, gate: Gate) -> None:
     _, err = process.communicate(timeout=30)
     assert err == b"swiprctl: 05: not an image\n"
 
-    with terminal() as (screen, slave), started(tmp_path, slave, "predict", *NAMES, TERM="dumb"):
+
+@pytest.mark.parametrize(
+    ("script", "term"),
+    [
+        ('exec "$0" -m swiprctl "$@"', "dumb"),
+        ('set -m; "$0" -m swiprctl "$@" & wait', "xterm"),
+    ],
+    ids=["one that cannot erase", "in the background"],
+)
+def test_a_terminal_that_gets_no_line(tmp_path: Path, gate: Gate, script: str, term: str) -> None:
+    with (
+        terminal() as (screen, slave),
+        started(tmp_path, slave, "predict", *NAMES, script=script, TERM=term) as process,
+    ):
+        gate.let(1)
+        screen.wait_for("00,0.25,0.75\r\n")
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(1.5)
         gate.let(NUMBER)
         screen.rest()
     assert "\x1b" not in screen.wrote
+    assert screen.lines[:NUMBER] == ROWS
 
 
 def test_a_signal_asks_for_a_summary_anywhere(tmp_path: Path, gate: Gate) -> None:
@@ -230,6 +253,26 @@ def test_an_interrupt_takes_the_line_away_and_sums_up(tmp_path: Path, gate: Gate
         gate.let(NUMBER)
     assert screen.lines[:-2] == ROWS[:3]
     assert summary(screen).startswith("swiprctl: 3 answered in ")
+
+
+def test_a_shell_that_stops_it_gets_a_clean_line(tmp_path: Path, gate: Gate) -> None:
+    script = 'set -m; "$0" -m swiprctl predict "$@"; echo; echo stopped; fg >/dev/null'
+    with (
+        terminal() as (screen, slave),
+        started(tmp_path, slave, *NAMES, script=script) as shell,
+    ):
+        gate.let(1)
+        screen.wait_for("1 of 40 done")
+        os.kill(own_children(shell.pid)[0], signal.SIGTSTP)
+        screen.wait_for("stopped\r\n")
+        assert screen.lines[0] == ROWS[0]
+        assert not [line for line in screen.lines if "done" in line]
+        stopped = screen.lines[:-1]
+        screen.wait_for(lambda screen: screen.lines[-1].startswith("1 of 40 done"))
+        gate.let(NUMBER)
+        screen.rest()
+    assert screen.lines[: len(stopped)] == stopped
+    assert screen.lines[len(stopped) : -2] == ROWS[1:]
 
 
 def test_short_work_says_nothing(tmp_path: Path, gate: Gate) -> None:

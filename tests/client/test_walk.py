@@ -68,9 +68,14 @@ def found(*roots: str | int, **options: bool) -> list[str]:
 @pytest.mark.usefixtures("folder")
 def test_images_in_the_order_of_their_names() -> None:
     photos = Walk(["photos"])
-    assert [str(source) for source in photos] == [
+    given = list(photos)
+    assert [str(source) for source in given] == [
         *("photos/a/1.png", "photos/a/2", "photos/a/b/3", "photos/b.jpg", "photos/z/4"),
     ]
+    for source in given:
+        assert isinstance(source, Found)
+        source.close()
+        assert source.take() is None
     assert photos.skipped == 3
     assert found("photos/") == found("photos")
     assert found("photos/z", ".")[:2] == ["photos/z/4", "./photos/a/1.png"]
@@ -214,6 +219,8 @@ def size(connection: Connection) -> None:
 def test_each_is_opened_once_and_closed(tmp_path: Path) -> None:
     with Peer(tmp_path / "s", size), Client(f"{tmp_path}/s") as client:
         answers = list(client.predict_many(Walk(["photos", "photos/c.txt.jpg", "missing"])))
+        held = [os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
+    assert not [path for path in held if path.startswith(f"{tmp_path}/photos")]
     assert [str(source) for source, _ in answers] == [
         *found("photos"),
         *("photos/c.txt.jpg", "missing"),
@@ -261,7 +268,11 @@ def test_another_process_finds_the_same(
     (folder / "photos/a/b/up").symlink_to("../..")
     monkeypatch.setattr(distant, "_MOST_OPEN", 1)
     walk_here = Walk([root], **options)
-    expected = [str(source) for source in walk_here]
+    expected = []
+    for source in walk_here:
+        expected.append(str(source))
+        if isinstance(source, Found):
+            source.close()
     there = DistantWalk(lambda: Walk([root], **options), root, 20.0)
     given = []
     for source in there:

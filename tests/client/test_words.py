@@ -103,6 +103,24 @@ def test_nothing_in_the_place_of_an_image(around: Surroundings) -> None:
         assert predict(around, "-", stdin=file.fileno()).stderr == b"swiprctl: -: empty file\n"
 
 
+def test_under_xargs_each_row_has_its_path_with_an_option(around: Surroundings) -> None:
+    rows = "a.jpg,0.5\nb.jpg,0.5\n./a.jpg,0.5\n"
+    for words, told in (
+        (("predict", "-H"), rows),
+        (("predict",), rows.replace("./a.jpg,", "")),  # the last call's one path
+    ):
+        done = subprocess.run(
+            ["xargs", "-n", "2", *around.command(*words)],
+            input="a.jpg b.jpg ./a.jpg",
+            cwd=around.runtime.parent,
+            env=around.environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout == told
+
+
 def test_a_file_object_at_its_end(around: Surroundings) -> None:
     with (
         Client(around.environment["SWIPR_SOCKET"]) as client,
@@ -146,7 +164,7 @@ def test_what_came_before_such_a_line_is_answered(around: Surroundings) -> None:
 
 def test_names_that_only_look_so(around: Surroundings) -> None:
     folder = around.runtime.parent
-    for name in ("c\r", "d\ne", "d\n"):
+    for name in ("c", "c\r", "d\ne", "d\n"):
         (folder / name).write_bytes(b"\xff\xd8")
     done = predict(around, "-h", "--files-from=-", stdin=b"c\r\na.jpg\n")
     assert (done.stdout, done.stderr) == (b"0.5\n0.5\n", b"")
