@@ -99,13 +99,6 @@ BLURRED = {"chelsea-blurred.jpg", "coffee-blurred.jpg"}
 ODD = "a, b\n'c'.jpg"
 
 
-def test_blurred_photos(place: Path) -> None:  # noqa: ARG001
-    found = run(example("select 'blurred > 0.5' --files0"))
-    wanted = {f"photos/{name}\n" for name in (*BLURRED, ODD)}
-    assert sorted(found) == sorted("".join(wanted))
-    assert all(line in found for line in wanted)
-
-
 def test_moved_away(place: Path) -> None:
     assert run(example("xargs -0 -r mv -t blurred")) == ""
     moved = {path.name for path in (place / "blurred").iterdir()}
@@ -114,11 +107,37 @@ def test_moved_away(place: Path) -> None:
     assert left == {path.name for path in PHOTOS.glob("*.jpg")} - BLURRED
 
 
-def test_a_page_to_look_at(place: Path) -> None:
-    assert run(example("swiprctl sheet rows.csv")) == ""
-    page = (place / "sheet.html").read_text()
+def test_the_worst_as_a_page(place: Path) -> None:
+    script = example("swiprctl sheet >worst.html")
+    assert run(script) == ""
+    page = (place / "worst.html").read_text()
     assert '"photos/a%2C%20b%0A%27c%27.jpg"' in page
     assert page.count('"photos/') == 2 * len(list((place / "photos").iterdir()))
+    assert run(script.replace("=100", "=2")) == ""
+    assert (place / "worst.html").read_text().count('"photos/') == 4
+
+
+@pytest.mark.parametrize("word", ["--output=rows.csv --resume photos\n", "systemd-run"])
+def test_gone_on_with(place: Path, word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(place))
+    scripts = [block for block in EXAMPLES if word in block and "--resume" in block]
+    # What the timer runs, in the directory that it is told.
+    script = re.sub(r"systemd-run .*\\\n +", "", scripts[word == "systemd-run" and -1])
+    assert script.startswith("swiprctl predict -r ")
+    run(script)
+    first = (place / "rows.csv").read_bytes()
+    shutil.copy(PHOTOS / "coffee.jpg", place / "photos/new.jpg")
+    run(script)
+    rows = (place / "rows.csv").read_bytes()
+    assert rows.startswith(first)
+    assert rows[len(first) :].startswith(b"photos/new.jpg,")
+    assert rows[len(first) :].count(b"\n") == 1
+
+
+def test_chosen_by_find(place: Path) -> None:
+    os.utime(place / "photos/coffee-blurred.jpg", (0, 0))
+    found = run(example("-mtime -1"))
+    assert sorted(found) == sorted(f"photos/chelsea-blurred.jpg\nphotos/{ODD}\n")
 
 
 @needs("exiftool", "libimage-exiftool-perl")
@@ -179,6 +198,7 @@ def test_an_incoming_folder(place: Path) -> None:
 
 def test_no_example_is_left_out() -> None:
     names = re.findall(r'example\("(.*?)"\)', Path(__file__).read_text())
+    names.append("--output=rows.csv --resume photos")
     for block in EXAMPLES:
         tried = [name for name in (*names, *ELSEWHERE) if name in block]
         assert tried, block

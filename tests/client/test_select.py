@@ -118,6 +118,23 @@ def test_standard_input_and_lists() -> None:
     assert swiprctl("select", "cat > 0.5", "--files-from=nowhere")[2] == 2
 
 
+def test_folders(daemon: DaemonProcess, tmp_path: Path, photos: list[bytes]) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    for name in ("a/b/1.jpg", "a/2, 3\n.jpg"):
+        (tmp_path / name).write_bytes(photos[0])
+    (tmp_path / "a/notes").write_bytes(b"no image")
+    words = ("--socket", str(daemon.path), str(tmp_path / "a"))
+    out, err, status = swiprctl("select", "-r0", "class0 >= 0", *words)
+    assert sorted(out.split(b"\0")) == sorted(
+        [b"", *(os.fsencode(tmp_path / name) for name in ("a/b/1.jpg", "a/2, 3\n.jpg"))]
+    )
+    assert (err, status) == ("", 0)
+    assert swiprctl("select", "-rv", "class0 >= 0", *words) == (b"", "", 1)
+    out, err, status = swiprctl("select", "class0 >= 0", *words)
+    assert (out, status) == (b"", 2)
+    assert "with -r" in err
+
+
 @pytest.mark.usefixtures("folder")
 def test_a_name_does_nothing_to_a_terminal() -> None:
     Path("\x1b[2J.jpg").write_bytes(bytes(90))
