@@ -18,6 +18,7 @@ COMMANDS = ("predict", "status", "model", "ping", "reload")
 
 _ANY = frozenset(COMMANDS)
 _PREDICT = frozenset({"predict"})
+_IMAGES = _PREDICT  # commands that take images
 
 FORMATS = ("csv", "tsv", "jsonl")
 _BY_SUFFIX = {"csv": "csv", "tsv": "tsv", "tab": "tsv", "jsonl": "jsonl", "ndjson": "jsonl"}
@@ -34,6 +35,15 @@ _OPTIONS: dict[str, tuple[str, object, frozenset[str]]] = {
     "--prometheus": ("prometheus", True, frozenset({"status"})),
     "--files-from": ("files_from", None, _PREDICT),
     "--files0-from": ("files0_from", None, _PREDICT),
+    "--recursive": ("recursive", True, _IMAGES),
+    "-r": ("recursive", True, _IMAGES),
+    "--hidden": ("hidden", True, _IMAGES),
+    "--follow": ("follow", True, _IMAGES),
+    "-L": ("follow", True, _IMAGES),
+    "--one-file-system": ("one_file_system", True, _IMAGES),
+    "--no-progress": ("progress", False, _IMAGES),
+    "--quiet": ("quiet", True, _ANY),
+    "-q": ("quiet", True, _ANY),
     "--with-filename": ("with_path", True, _PREDICT),
     "-H": ("with_path", True, _PREDICT),
     "--no-filename": ("with_path", False, _PREDICT),
@@ -68,6 +78,12 @@ class Arguments:
         self.prometheus = False
         self.files_from: str | None = None
         self.files0_from: str | None = None
+        self.recursive = False
+        self.hidden = False
+        self.follow = False
+        self.one_file_system = False
+        self.progress = True
+        self.quiet = False
         self.with_path: bool | None = None
         self.header = False
         self.labels = False
@@ -113,6 +129,11 @@ class Arguments:
             words += ["--labels"] * self.labels
         words += ["--errors"] * self.errors
         return " ".join(words if self.top is None else [*words, f"--top={self.top}"])
+
+    @property
+    def several(self) -> bool:
+        """Whether there may be more inputs than one."""
+        return self.listed or self.recursive or len(self.paths) > 1
 
     @property
     def listed(self) -> bool:
@@ -186,6 +207,8 @@ def _check(arguments: Arguments, used: list[str]) -> None:
     for name in used:
         if command not in _OPTIONS[name][2]:
             raise UsageError(f"{name} does not go with {command}")
+    if arguments.quiet and arguments.verbose:
+        raise UsageError("-q and -v: give one of them")
     if arguments.json and arguments.prometheus:
         raise UsageError("--json and --prometheus: give one of them")
     if command != "predict":
@@ -196,6 +219,12 @@ def _check(arguments: Arguments, used: list[str]) -> None:
         raise UsageError("paths on the command line and in a list: give one of them")
     if arguments.files_from is not None and arguments.files0_from is not None:
         raise UsageError("--files-from and --files0-from: give one of them")
+    for attribute in ("hidden", "follow", "one_file_system"):
+        if getattr(arguments, attribute) and not arguments.recursive:
+            option = "--" + attribute.replace("_", "-")
+            raise UsageError(f"{option} is about folders: add -r to have them walked")
+    if arguments.recursive and not arguments.listed and not arguments.paths:
+        arguments.paths.append(".")  # as grep, ripgrep and fd have it
     if not arguments.listed and not arguments.paths:
         raise UsageError("nothing to predict: give a PATH, or - for standard input")
     _check_format(arguments)

@@ -12,6 +12,7 @@ import sys
 from swiprctl.arguments import Arguments, parse
 from swiprctl.client import Client
 from swiprctl.errors import SwiprError, UsageError
+from swiprctl.inputs import DIRECTORY
 from swiprctl.output import INTERRUPTED, OutputFailed, Writer, leave, on_terminal, say, show, write
 from swiprctl.rows import Prediction, Table
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import NoReturn
 
-    from swiprctl.inputs import Input
     from swiprctl.names import Names
     from swiprctl.output import Format, Sink
     from swiprctl.resuming import Remaining
@@ -68,7 +68,7 @@ def _run(arguments: Arguments) -> int:
         arguments.socket,
         timeout=arguments.timeout,
         autostart=arguments.autostart,
-        notify=say if on_terminal() else None,
+        notify=say if on_terminal() and not arguments.quiet else None,
         model=arguments.model,
         trace=say if arguments.verbose else None,
         labels=arguments.names_labels,
@@ -86,24 +86,27 @@ def _predict(client: Client, arguments: Arguments) -> int:
     A source gives inputs as `predict_many` takes them. What else gives them, a walk of folders
     say, stands beside `Names`: `close()`, and an `error` that ended it early.
     """
-    several = arguments.listed or len(arguments.paths) > 1
     names = _names(arguments) if arguments.listed else None
-    inputs: Iterable[Input | None]
+    inputs: Iterable[str | int | None]
     inputs = names or [0 if path == "-" else path for path in arguments.paths]
+    if arguments.recursive:
+        from swiprctl.walk import Walk
+
+        inputs = Walk(
+            inputs,
+            hidden=arguments.hidden,
+            follow=arguments.follow,
+            one_file_system=arguments.one_file_system,
+            patience=arguments.timeout,
+        )
     remaining = _remaining(client, arguments, inputs) if arguments.output is not None else None
-    sink = _sink(client, arguments, several, remaining)
-    status = 0
+    sink = _sink(client, arguments, remaining)
+    inputs = inputs if remaining is None else remaining
     try:
-        for source, answer in client.predict_many(inputs if remaining is None else remaining):
-            path = "-" if source == 0 else str(source)
-            failure = sink.take(path, answer)
-            if failure is not None:
-                if not arguments.errors:
-                    say(f"{path}: {failure}")
-                status = _SOME_FAILED if several else failure.exit_status
-            elif arguments.verbose and isinstance(answer, Prediction):
-                say(f"{path}: {_timings(answer)}")
-        sink.finish()
+        if arguments.several:
+            status = _predict_several(client, arguments, inputs, sink)
+        else:
+            status = _run_through(client, arguments, inputs, sink)
     finally:
         sink.close()
         if names is not None:
@@ -112,11 +115,13 @@ def _predict(client: Client, arguments: Arguments) -> int:
         say(str(names.error))
         status = _SOME_FAILED
     if remaining is not None and arguments.verbose:
-        say(f"{arguments.output}: {remaining.skipped} of the inputs were in it")
+        say(f"{arguments.output}: {remaining.present} of the inputs were in it")
     return status
 
 
-def _remaining(client: Client, arguments: Arguments, inputs: Iterable[Input | None]) -> Remaining:
+def _remaining(
+    client: Client, arguments: Arguments, inputs: Iterable[str | int | None]
+) -> Remaining:
     """Open the output file, for the inputs that it has no row of."""
     from swiprctl.resuming import begin
 
@@ -130,7 +135,47 @@ def _remaining(client: Client, arguments: Arguments, inputs: Iterable[Input | No
     )
 
 
-def _sink(client: Client, arguments: Arguments, several: bool, remaining: Remaining | None) -> Sink:
+def _predict_several(
+    client: Client, arguments: Arguments, inputs: Iterable[str | int | None], sink: Sink
+) -> int:
+    """Show how far it is."""
+    from swiprctl.progress import Progress
+    from swiprctl.tally import Tally
+
+    tally = Tally(sink, inputs)
+    loud = not arguments.quiet
+    with Progress(tally, line=loud and arguments.progress, summary=loud):
+        status = _run_through(client, arguments, inputs, tally)
+    done = tally.done or getattr(inputs, "present", 0)
+    if arguments.recursive and not done and loud and on_terminal():
+        say(f"no images: {tally.skipped:,} other files, by their first bytes; see --hidden and -L")
+    return status
+
+
+def _run_through(
+    client: Client, arguments: Arguments, inputs: Iterable[str | int | None], sink: Sink
+) -> int:
+    status = 0
+    for source, answer in client.predict_many(inputs):
+        path = "-" if source == 0 else str(source)
+        failure = sink.take(path, answer)
+        if failure is not None:
+            if not arguments.errors:
+                say(f"{path}: {failure}{_advice(failure, arguments)}")
+            status = _SOME_FAILED if arguments.several else failure.exit_status
+        elif arguments.verbose and isinstance(answer, Prediction):
+            say(f"{path}: {_timings(answer)}")
+    sink.finish()
+    return status
+
+
+def _advice(failure: SwiprError, arguments: Arguments) -> str:
+    if str(failure) == DIRECTORY and not arguments.recursive:
+        return "; with -r, the images in it are asked about"
+    return ""
+
+
+def _sink(client: Client, arguments: Arguments, remaining: Remaining | None) -> Sink:
     """Put together where the answers go: at the end always a `Writer`, or a `FileWriter`.
 
     What picks among answers (a condition) or watches them (progress) is a `Sink` of its own, in a
@@ -141,7 +186,7 @@ def _sink(client: Client, arguments: Arguments, several: bool, remaining: Remain
     put = show if sys.stdout is not None and os.isatty(1) else write
     with_path = arguments.with_path
     if with_path is None:
-        with_path = several or remaining is not None
+        with_path = arguments.several or remaining is not None
     format = _format(arguments, with_path)
     ask: Callable[[], Iterable[str]] = tuple
     if isinstance(format, Table):

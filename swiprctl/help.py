@@ -2,6 +2,7 @@
 
 TEXT = """\
 Usage: swiprctl predict [OPTION]... PATH...
+       swiprctl predict -r [OPTION]... [FOLDER]...
        swiprctl predict [OPTION]... --files-from=F | --files0-from=F
        swiprctl status | model | ping | reload [OPTION]...
 
@@ -15,9 +16,16 @@ for standard input. Where no daemon runs, one is started; it leaves after five i
   ping        send a known image through a live worker and check the answer
   reload      read the model anew (root and the daemon's own user)
 
-Inputs and output of predict:
+Inputs of predict:
+  -r, --recursive      the images below each PATH that is a folder (default: .), told
+                       by their first bytes; what is no image there is left out
+  --hidden             with -r: names that begin with a dot, too
+  -L, --follow         with -r: go where symbolic links lead
+  --one-file-system    with -r: stay out of what is mounted below a PATH
   --files-from=F       read the paths from F, one a line (- for standard input)
   --files0-from=F      the same, each ended by a NUL, as find -print0 writes them
+
+Output of predict:
   -H, --with-filename  put the path in front of each row (the default for more than one)
   -h, --no-filename    do not
   --header             print the row of labels first
@@ -34,6 +42,8 @@ Inputs and output of predict:
   --output=FILE        write the rows to FILE, in the format that its name says: .csv, .tsv, .jsonl
   --resume             go on with FILE: leave out what it has and is unchanged since
   --force              begin FILE anew, whatever is in it
+  --no-progress        do not tell on the terminal how far it is
+  -q, --quiet          errors only: no progress, no summary of long work, no notes
   --prometheus         print the status as metrics, for node_exporter's textfile collector
 
 Which daemon, and for how long:
@@ -46,6 +56,8 @@ Which daemon, and for how long:
   -v, --verbose        tell on standard error which socket, what each image took, and which had
                        to be sent again, and why
   --version, --help
+
+SIGUSR1 prints a summary: what is answered, what has failed and why, how fast.
 
 Exit status: 0 all went well, 64 usage, 65 not an image or too large, 66 cannot open the file,
 69 no daemon, 70 the image crashed its worker, 73 no such output file, 74 output failed, 75 try

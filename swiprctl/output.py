@@ -42,6 +42,15 @@ if TYPE_CHECKING:
         def close(self) -> None:
             """Let go of what is open, however the work ended."""
 
+    class Line(Protocol):
+        """What stands on the terminal's last line for a while."""
+
+        def lift(self, descriptor: int) -> None:
+            """Make way for what is written to a descriptor now."""
+
+        def lower(self) -> None:
+            """Come back behind it."""
+
 
 EX_IOERR = 74
 INTERRUPTED = 128 + 2  # SIGINT
@@ -63,6 +72,9 @@ def write(data: bytes) -> None:
     Raises:
         OutputFailed: it takes nothing more. A part of the data may be there.
     """
+    line = _line
+    if line is not None:
+        line.lift(_STDOUT)
     try:
         if sys.stdout is None:
             raise OSError("it is closed")
@@ -72,6 +84,9 @@ def write(data: bytes) -> None:
     except OSError as error:
         say(f"standard output: {error.strerror or error}")
         raise OutputFailed(EX_IOERR) from error
+    finally:
+        if line is not None:
+            line.lower()
 
 
 def show(data: bytes) -> None:
@@ -171,15 +186,30 @@ def say(text: str) -> None:
     shown = "".join(
         f"\\x{ord(c) & 0xFF:02x}" if c in "\r\n" or (terminal and _unsafe(c)) else c for c in text
     )
-    line = f"swiprctl: {shown}\n"
+    text = f"swiprctl: {shown}\n"
     try:
-        data = os.fsencode(line)
+        data = os.fsencode(text)
     except UnicodeEncodeError:  # the locale has not all characters; the path has its bytes
-        data = line.encode("utf-8", "surrogateescape")
+        data = text.encode("utf-8", "surrogateescape")
+    line = _line
+    if line is not None:
+        line.lift(_STDERR)
     try:
         _put(_STDERR, data)
     except OSError:
         pass  # nobody is there to be told
+    finally:
+        if line is not None:
+            line.lower()
+
+
+_line: Line | None = None
+
+
+def keep_clear(line: Line | None) -> None:
+    """Have a line make way for all that is written from now on; None: there is none any more."""
+    global _line
+    _line = line
 
 
 def on_terminal() -> bool:

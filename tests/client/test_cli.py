@@ -258,7 +258,7 @@ class TestPredict:
         ("path", "why", "status"),
         [
             ("missing.jpg", "No such file or directory", 66),
-            (".", "it is a directory", 66),
+            (".", "it is a directory; with -r, the images in it are asked about", 66),
             ("/dev/null", "it is a device", 66),
             ("bad.jpg", "not an image", 65),
             ("large.jpg", "too many pixels", 65),
@@ -604,7 +604,7 @@ def test_a_terminal_is_told_why_it_waits_and_is_not_played_with(tmp_path: Path) 
         done = subprocess.run(
             [
                 *(sys.executable, "-m", "swiprctl", "predict", "--socket", f"{tmp_path}/s"),
-                *(f"{tmp_path}/a", b"\x1b]0;title\x07\xff"),
+                *("--no-progress", f"{tmp_path}/a", b"\x1b]0;title\x07\xff"),
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -615,9 +615,10 @@ def test_a_terminal_is_told_why_it_waits_and_is_not_played_with(tmp_path: Path) 
     os.close(terminal)
     listener.join()
     os.close(master)
-    first, second, _ = heard.split(b"\r\n")
+    first, second, third, _ = heard.split(b"\r\n")
     assert first.startswith(b"swiprctl: waiting for the daemon on ")
     assert second == b"swiprctl: \\x1b]0;title\\x07\\xff: No such file or directory"
+    assert third.startswith(b"swiprctl: 1 answered, 1 failed (1 cannot-open) in ")
     assert done.stdout == f"{tmp_path}/a,1\n".encode()
 
 
