@@ -186,6 +186,37 @@ def test_failures_with_records_are_asked_again_if_that_may_help(served: Served) 
         assert served.bad == 1
 
 
+def test_a_folder_is_walked_again_for_what_is_new(served: Served) -> None:
+    """The walk has opened each file by then: also those that are left out."""
+    folder = Path("folder")
+    folder.mkdir()
+    paths = [folder / f"{number:03}.gif" for number in range(100)]
+    for number, path in enumerate(paths):
+        path.write_bytes(b"GIF89a" + bytes(number % 50))
+    words = ("-r", "--output=rows.csv", "--resume", "folder")
+    assert predict(*words) == ("", 0)
+    before = rows()
+    assert [row.partition(",")[0] for row in before] == list(map(str, paths))
+    paths[50].write_bytes(b"GIF89a")
+    (folder / "new.gif").write_bytes(b"GIF89a")
+    few = (resource.RLIMIT_NOFILE, (40, 40))
+    done = subprocess.run(
+        command(*words),
+        capture_output=True,
+        timeout=60,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(*few),
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert rows() == [
+        *before[:50],
+        *before[51:],
+        f"{paths[50]},0.06,0.94",
+        "folder/new.gif,0.06,0.94",
+    ]
+    assert served.images == 102
+
+
 def test_standard_input_is_always_new(served: Served) -> None:
     for size in (5, 6):
         done = subprocess.run(
