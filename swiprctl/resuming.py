@@ -59,7 +59,7 @@ class Remaining:
     Attributes:
         file: the same.
         labels: of the model that serves, if there are records.
-        present: how many have one.
+        skipped: how many have one.
         under_way: of each that was let through and is not answered yet, what its record is made
             from: the file as it was before it was opened, so that a later change is seen.
     """
@@ -70,14 +70,13 @@ class Remaining:
         file: OutputFile,
         describe: Callable[[], dict[str, object]],
     ) -> None:
-        self._all = inputs
         self._inputs = iter(inputs)
         self.file = file
         described = {} if file.empty else describe()
         self._model = described.get("model")
         labels = described.get("labels")
         self.labels = tuple(map(str, labels)) if isinstance(labels, list) else ()
-        self.present = 0
+        self.skipped = 0
         self.under_way: deque[Entry] = deque()
         if hasattr(inputs, "fileno"):
             self.fileno: Callable[[], int] = inputs.fileno
