@@ -199,13 +199,15 @@ class Client:
             activation: str, "softmax", "sigmoid", "log_softmax" or "none".
             input: map: resize (int, pixels, or None), edge (str, which edge that is), crop (int,
                 pixels), crops (int, how many of an image), exact (bool, False with `draft`).
+            formats: list of str, the image formats that are read: "jpeg", "png" and so on.
             device: str, "cpu" or "cuda".
             engine: str, what runs the network: "torch" or "onnx", its compiled form.
             engine_note: str, why it is not the compiled form, where that could be; else empty.
             difference: float, by how much a probability of the compiled form was seen to differ
                 from torch's at most; None where torch runs it.
             folder: str, the model's folder, as the daemon sees it.
-            versions: map of str: of torch and torchvision, or onnxruntime; pillow, numpy, python.
+            versions: map of str: of torch and torchvision, or onnxruntime; pillow, numpy, python;
+                pillow_heif, where it is installed.
             max_timeout: float, seconds: the longest deadline that a request gets.
 
         Raises:

@@ -37,6 +37,8 @@ class Names:
         self._end = end
         self._left = b""
         self._names: list[str] = []
+        self._given = 0
+        self._total: int | None = None
         self._own = False
         self._first = True  # no name has come yet
         self.error: CannotOpen | None = None
@@ -72,7 +74,29 @@ class Names:
                 return None
             self._read()
         name = self._names.pop()
+        self._given += 1
         return 0 if name == self._dash else name
+
+    @property
+    def total(self) -> int | None:
+        """How many names there are, if the list is a file; None where it may still be written."""
+        if self._list < 0:
+            return self._given + len(self._names)
+        if self._total is None and stat.S_ISREG(os.fstat(self._list).st_mode):
+            self._total = self._given + len(self._names) + self._left_in_file()
+        return self._total
+
+    def _left_in_file(self) -> int:
+        """Count the names that have not been read yet."""
+        number = 0
+        left = self._left
+        position = os.lseek(self._list, 0, os.SEEK_CUR)
+        while data := os.pread(self._list, 1 << 20, position):
+            position += len(data)
+            parts = (left + data).split(self._end)
+            left = parts.pop()
+            number += sum(map(bool, parts))
+        return number + bool(left)
 
     def close(self) -> None:
         """Close the list, if it was opened here."""

@@ -258,7 +258,7 @@ class TestPredict:
         ("path", "why", "status"),
         [
             ("missing.jpg", "No such file or directory", 66),
-            (".", "it is a directory", 66),
+            (".", "it is a directory; with -r, the images in it are asked about", 66),
             ("/dev/null", "it is a device", 66),
             ("bad.jpg", "not an image", 65),
             ("large.jpg", "too many pixels", 65),
@@ -530,11 +530,12 @@ USAGE: list[tuple[list[str], str]] = [
     (["predict", "--header=yes", "a"], "--header takes no value"),
     (["predict", "--files-from=a", "b"], "give one of them"),
     (["predict", "--files-from=a", "--files0-from=b"], "give one of them"),
-    (["predict", "--json", "--header", "a"], "--json needs no --header"),
-    (["predict", "--json", "--labels", "a"], "--json needs no --labels"),
-    (["predict", "--json", "--with-model", "a"], "--json needs no --with-model"),
-    (["predict", "--labels", "--header", "a"], "--labels and --top need no --header"),
-    (["predict", "--top", "2", "--header", "a"], "--labels and --top need no --header"),
+    (["predict", "--json", "--format=csv", "a"], "--json and --format=csv: give one of them"),
+    (["predict", "--format=xml", "a"], "--format: one of csv, tsv, jsonl, not 'xml'"),
+    (["predict", "--labels", "--header", "a"], "--labels needs no --header"),
+    (["predict", "--limit=3", "a"], "--limit goes with --sort=LABEL"),
+    (["predict", "--reverse", "a"], "--reverse goes with --sort=LABEL"),
+    (["predict", "--sort=a", "--limit=0", "a"], "--limit: a whole number from 1, not '0'"),
     (["predict", "--top", "0", "a"], "--top: a whole number from 1, not '0'"),
     (["predict", "--top=2.5", "a"], "--top: a whole number from 1, not '2.5'"),
     (["predict", "--top= 3", "a"], "--top: a whole number from 1, not ' 3'"),
@@ -605,7 +606,7 @@ def test_a_terminal_is_told_why_it_waits_and_is_not_played_with(tmp_path: Path) 
         done = subprocess.run(
             [
                 *(sys.executable, "-m", "swiprctl", "predict", "--socket", f"{tmp_path}/s"),
-                *(f"{tmp_path}/a", b"\x1b]0;title\x07\xff"),
+                *("--no-progress", f"{tmp_path}/a", b"\x1b]0;title\x07\xff"),
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -616,9 +617,10 @@ def test_a_terminal_is_told_why_it_waits_and_is_not_played_with(tmp_path: Path) 
     os.close(terminal)
     listener.join()
     os.close(master)
-    first, second, _ = heard.split(b"\r\n")
+    first, second, third, _ = heard.split(b"\r\n")
     assert first.startswith(b"swiprctl: waiting for the daemon on ")
     assert second == b"swiprctl: \\x1b]0;title\\x07\\xff: No such file or directory"
+    assert third.startswith(b"swiprctl: 1 answered, 1 failed (1 cannot-open) in ")
     assert done.stdout == f"{tmp_path}/a,1\n".encode()
 
 
@@ -695,6 +697,8 @@ def test_predict_imports_nothing_slow() -> None:
     assert [name for name in found if name.startswith("swiprd")] == []
     assert "swiprctl.autostart" not in found
     assert "swiprctl.report" not in found
+    assert "swiprctl.formats" not in found
+    assert "swiprctl.sorting" not in found
 
 
 @pytest.mark.usefixtures("peer")
