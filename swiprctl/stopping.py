@@ -110,7 +110,7 @@ class _Leaving:
         if question.state == "stale":
             return NoDaemon(f"nothing to stop: no daemon listens on {path}")
         if question.state in ("forbidden", "refused"):
-            return Forbidden(question.reason)
+            return Forbidden(f"{path}: {question.reason}")
         if question.state:
             return NoDaemon(f"{path}: {question.reason}")
         if not question.closed or not self._ended(until):

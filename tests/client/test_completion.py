@@ -25,7 +25,7 @@ complete_() {{
     COMP_WORDS=(swiprctl "$@"); COMP_CWORD=$#; COMP_LINE="swiprctl $*"; COMP_POINT=${{#COMP_LINE}}
     COMPREPLY=(); compopt() {{ :; }}; _swiprctl; echo "${{COMPREPLY[*]}}"
 }}
-complete_ st; complete_ --no-; complete_ -v predict pic; complete_ status p
+complete_ st; complete_ --no-a; complete_ -v predict pic; complete_ status p
 complete_ --files-from pic
 """
 
@@ -39,7 +39,7 @@ def test_bash(tmp_path: Path) -> None:
     )
     assert done.stdout.splitlines() == [
         "status stop",
-        "--no-autostart --no-filename",
+        "--no-autostart",
         "picture.jpg",
         "",
         "picture.jpg",
@@ -51,7 +51,7 @@ def test_bash(tmp_path: Path) -> None:
 def test_fish(tmp_path: Path) -> None:
     (tmp_path / "picture.jpg").touch()
     (tmp_path / "pets").mkdir()
-    asked = ("st", "--no-", "-v predict pic", "status p", "--files-from pic", "--model pe")
+    asked = ("st", "--no-a", "-v predict pic", "status p", "--files-from pic", "--model pe")
     script = f"source {PACKAGING}/fish-completion/swiprctl.fish\n" + "\n".join(
         f"complete -C 'swiprctl {line}' | string split -f 1 \\t | string join ' '; echo"
         for line in asked
@@ -67,7 +67,7 @@ def test_fish(tmp_path: Path) -> None:
     found = [line for line in done.stdout.split("\n") if line]
     assert found == [
         "status stop",
-        "--no-autostart --no-filename",
+        "--no-autostart",
         "picture.jpg",
         "picture.jpg",
         "pets/",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -9,11 +10,12 @@ from pathlib import Path
 
 import pytest
 from conftest import StartDaemon
-from daemonprocess import freeze, is_alive, wait_until
+from daemonprocess import as_uid, freeze, is_alive, open_to_all, wait_until
+from fronts import NOBODY, as_root
 from peer import Connection, Peer
 from surroundings import Surroundings
 
-from swiprctl.listing import Entry, table
+from swiprctl.listing import Entry, entries, table
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -121,6 +123,20 @@ def test_a_folder_that_others_can_write_to_is_not_looked_into(around: Surroundin
     done = around.swiprctl("list")
     assert (done.stdout, done.returncode) == ("", 0)
     assert "'swiprctl predict' starts one" in done.stderr
+
+
+@as_root
+def test_one_that_is_closed_to_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swiprctl.units.BOOTED", str(tmp_path / "not-booted"))
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    with Peer(tmp_path / "s", well) as peer, open_to_all(Path(peer.path)) as path:
+        path.chmod(0o600)
+        monkeypatch.setattr("swiprctl.address.SYSTEM_FOLDER", str(path.parent))
+        told = json.loads(as_uid(NOBODY, lambda: json.dumps(entries())))
+        assert peer.connections == 0
+    (entry,) = (one for one in told if one["socket"] == str(path))
+    assert entry["state"] == "forbidden"
+    assert entry["reason"] == f"no permission to open {path}: only its owner (uid 0) may"
 
 
 def test_what_a_daemon_says_does_nothing_to_a_terminal(around: Surroundings) -> None:
