@@ -14,11 +14,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-COMMANDS = ("predict", "status", "model", "ping", "reload")
+COMMANDS = ("predict", "select", "sheet", "status", "model", "ping", "list", "reload", "stop")
 
-_ANY = frozenset(COMMANDS)
+_ALL = frozenset(COMMANDS)
+_ANY = _ALL - {"list", "sheet"}  # of those that are about one daemon
 _PREDICT = frozenset({"predict"})
-_IMAGES = _PREDICT  # commands that take images
+_SELECT = frozenset({"select"})
+_IMAGES = _PREDICT | _SELECT
+_SHEET = frozenset({"sheet"})
 
 FORMATS = ("csv", "tsv", "jsonl")
 _BY_SUFFIX = {"csv": "csv", "tsv": "tsv", "tab": "tsv", "jsonl": "jsonl", "ndjson": "jsonl"}
@@ -27,14 +30,15 @@ _BY_SUFFIX = {"csv": "csv", "tsv": "tsv", "tab": "tsv", "jsonl": "jsonl", "ndjso
 _OPTIONS: dict[str, tuple[str, object, frozenset[str]]] = {
     "--socket": ("socket", None, _ANY),
     "--model": ("model", None, _ANY),
-    "--timeout": ("timeout", None, _ANY),
+    "--timeout": ("timeout", None, _ALL - _SHEET),
     "--no-autostart": ("autostart", False, _ANY),
     "--verbose": ("verbose", True, _ANY),
     "-v": ("verbose", True, _ANY),
-    "--json": ("json", True, frozenset({"predict", "status", "model"})),
+    "--json": ("json", True, frozenset({"predict", "status", "model", "list"})),
     "--prometheus": ("prometheus", True, frozenset({"status"})),
-    "--files-from": ("files_from", None, _PREDICT),
-    "--files0-from": ("files0_from", None, _PREDICT),
+    "--all": ("all", True, frozenset({"stop"})),
+    "--files-from": ("files_from", None, _IMAGES),
+    "--files0-from": ("files0_from", None, _IMAGES),
     "--recursive": ("recursive", True, _IMAGES),
     "-r": ("recursive", True, _IMAGES),
     "--hidden": ("hidden", True, _IMAGES),
@@ -57,6 +61,11 @@ _OPTIONS: dict[str, tuple[str, object, frozenset[str]]] = {
     "--sort": ("sort", None, _PREDICT),
     "--reverse": ("reverse", True, _PREDICT),
     "--limit": ("limit", None, _PREDICT),
+    "--where": ("where", None, _PREDICT),
+    "--invert-match": ("invert", True, _SELECT),  # and -v, see _check
+    "--null": ("null", True, _SELECT),
+    "-0": ("null", True, _SELECT),
+    "--relative-to": ("relative_to", None, _SHEET),
     "--output": ("output", None, _PREDICT),
     "--resume": ("resume", True, _PREDICT),
     "--force": ("force", True, _PREDICT),
@@ -76,6 +85,7 @@ class Arguments:
         self.verbose = False
         self.json = False
         self.prometheus = False
+        self.all = False
         self.files_from: str | None = None
         self.files0_from: str | None = None
         self.recursive = False
@@ -94,6 +104,10 @@ class Arguments:
         self.sort: str | None = None
         self.reverse = False
         self.limit: int | None = None
+        self.where: str | None = None
+        self.invert = False
+        self.null = False
+        self.relative_to: str | None = None
         self.output: str | None = None
         self.resume = False
         self.force = False
@@ -101,14 +115,17 @@ class Arguments:
     @property
     def names_labels(self) -> bool:
         """Whether labels are printed, or needed for what is."""
-        return self.command == "predict" and (
-            self.header
-            or self.labels
-            or self.json
-            or self.errors
-            or self.format_name == "jsonl"
-            or self.top is not None
-            or self.sort is not None
+        return self.where is not None or (
+            self.command == "predict"
+            and (
+                self.header
+                or self.labels
+                or self.json
+                or self.errors
+                or self.format_name == "jsonl"
+                or self.top is not None
+                or self.sort is not None
+            )
         )
 
     @property
@@ -133,6 +150,7 @@ class Arguments:
             words += ["--header"] * self.header + ["--with-model"] * self.with_model
             words += ["--labels"] * self.labels
         words += ["--errors"] * self.errors
+        words += [] if self.where is None else [f"--where={self.where}"]
         return " ".join(words if self.top is None else [*words, f"--top={self.top}"])
 
     @property
@@ -141,13 +159,16 @@ class Arguments:
         return self.files_from is not None or self.files0_from is not None
 
 
-def parse(words: list[str]) -> Arguments:
+def parse(words: list[str], arguments: Arguments | None = None) -> Arguments:
     """Read a command line, without the program's name.
+
+    Args:
+        arguments: what to fill in: it has the command even where the rest makes no sense.
 
     Raises:
         UsageError: it asks for something that does not exist, or for too little.
     """
-    arguments = Arguments()
+    arguments = arguments or Arguments()
     used: list[str] = []  # options, to be checked against the command, which may come later
     rest = iter(words)
     for word in rest:
@@ -161,11 +182,14 @@ def parse(words: list[str]) -> Arguments:
                 return arguments
             used.append(_set(arguments, name, value if equals else None, rest))
         elif word.startswith("-") and word != "-":
-            if word == "-h" and not arguments.command:
-                arguments.command = "help"
+            if word == "-V" or (word == "-h" and not arguments.command):
+                arguments.command = "version" if word == "-V" else "help"
                 return arguments
             for letter in word[1:]:
                 used.append(_set(arguments, f"-{letter}", None, rest))
+        elif word in ("help", "version") and not arguments.command:
+            arguments.command = word
+            return arguments
         else:
             _operand(arguments, word)
     _check(arguments, used)
@@ -175,11 +199,14 @@ def parse(words: list[str]) -> Arguments:
 def _set(arguments: Arguments, name: str, value: str | None, rest: object) -> str:
     option = _OPTIONS.get(name)
     if option is None:
-        raise UsageError(f"there is no option {name}")
+        from swiprctl.hints import unknown_option
+
+        raise UsageError(unknown_option(name, _OPTIONS))
     attribute, constant, _ = option
     if constant is not None:
         if value is not None:
-            raise UsageError(f"{name} takes no value")
+            more = ": it prints those of the model; 'swiprd pack' takes a list of them"
+            raise UsageError(f"{name} takes no value{more if name == '--labels' else ''}")
         setattr(arguments, attribute, constant)
         return name
     if value is None:
@@ -197,7 +224,9 @@ def _operand(arguments: Arguments, word: str) -> None:
     elif word in COMMANDS:
         arguments.command = word
     else:
-        raise UsageError(f"there is no command {word!r}; there are {', '.join(COMMANDS)}")
+        from swiprctl.hints import unknown_command
+
+        raise UsageError(unknown_command(word, COMMANDS))
 
 
 def _check(arguments: Arguments, used: list[str]) -> None:
@@ -211,7 +240,15 @@ def _check(arguments: Arguments, used: list[str]) -> None:
         raise UsageError("-q and -v: give one of them")
     if arguments.json and arguments.prometheus:
         raise UsageError("--json and --prometheus: give one of them")
-    if command != "predict":
+    if arguments.all and (arguments.socket is not None or arguments.model is not None):
+        raise UsageError(
+            "--all stops every daemon of your own: give it without --socket and --model"
+        )
+    if command == "sheet":
+        return
+    if command == "select":
+        _check_select(arguments, used)
+    elif command != "predict":
         if arguments.paths:
             raise UsageError(f"{command} takes no operand: {arguments.paths[0]!r}")
         return
@@ -226,7 +263,10 @@ def _check(arguments: Arguments, used: list[str]) -> None:
     if arguments.recursive and not arguments.listed and not arguments.paths:
         arguments.paths.append(".")  # as grep, ripgrep and fd have it
     if not arguments.listed and not arguments.paths:
-        raise UsageError("nothing to predict: give a PATH, or - for standard input")
+        raise UsageError(
+            f"nothing to {command}: give a PATH, - for an image on standard input, or"
+            " --files-from=- for a list of paths there"
+        )
     _check_format(arguments)
 
 
@@ -255,6 +295,15 @@ def _check_output(arguments: Arguments) -> None:
         raise UsageError("--output needs the path in each row: leave -h out")
     if arguments.sort is not None:
         raise UsageError("--sort writes in the end: use it with '> FILE' in place of --output")
+
+
+def _check_select(arguments: Arguments, used: list[str]) -> None:
+    """Take the condition from the operands, and -v as grep has it."""
+    if not arguments.paths:
+        raise UsageError("no condition given: swiprctl select 'blurred > 0.8' PATH...")
+    arguments.where = arguments.paths.pop(0)
+    arguments.verbose = "--verbose" in used
+    arguments.invert = arguments.invert or "-v" in used
 
 
 def _count(name: str, text: str) -> int:

@@ -21,13 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import NoReturn
 
-    from swiprctl.inputs import Input
     from swiprctl.names import Names
     from swiprctl.output import Format, Sink
     from swiprctl.resuming import Remaining
-    from swiprctl.walk import Walk
 
 _SOME_FAILED = 1
+_NONE_SELECTED, _SELECT_FAILED = 1, 2  # as grep has it
 
 
 def run() -> NoReturn:
@@ -40,15 +39,15 @@ def run() -> NoReturn:
 
 def main(words: list[str]) -> int:
     """Run one command line; give the exit status."""
+    arguments = Arguments()
     try:
-        return _run(parse(words))
-    except UsageError as error:
-        say(str(error))
-        say("try 'swiprctl --help'")
-        return error.exit_status
+        return _run(parse(words, arguments))
     except SwiprError as error:
-        say(str(error))
-        return error.exit_status
+        for line in error.lines():
+            say(line)
+        if isinstance(error, UsageError):
+            say("try 'swiprctl --help'")
+        return _SELECT_FAILED if arguments.command == "select" else error.exit_status
     except OutputFailed as error:
         return error.status
     except KeyboardInterrupt:
@@ -66,6 +65,14 @@ def _run(arguments: Arguments) -> int:
 
         write(f"swiprctl {__version__}\n".encode())
         return 0
+    if arguments.command == "list":
+        return _list(arguments)
+    if arguments.command == "stop":
+        return _stop(arguments)
+    if arguments.command == "sheet":
+        from swiprctl.sheet import run as make_sheet
+
+        return make_sheet(arguments)
     with Client(
         arguments.socket,
         timeout=arguments.timeout,
@@ -77,12 +84,25 @@ def _run(arguments: Arguments) -> int:
     ) as client:
         if arguments.verbose:
             say(f"socket {client.socket_path}")
+        if arguments.command == "select":
+            return _select(client, arguments)
         if arguments.command == "predict":
             return _predict(client, arguments)
         return _inquire(client, arguments)
 
 
-def _predict(client: Client, arguments: Arguments) -> int:
+def _select(client: Client, arguments: Arguments) -> int:
+    from swiprctl.expression import parse as parse_condition
+    from swiprctl.selection import Matches, Where
+
+    matches = Matches(_put(), b"\0" if arguments.null else b"\n")
+    condition = parse_condition(arguments.where or "")
+    if _predict(client, arguments, Where(matches, condition, invert=arguments.invert)):
+        return _SELECT_FAILED
+    return 0 if matches.any else _NONE_SELECTED
+
+
+def _predict(client: Client, arguments: Arguments, sink: Sink | None = None) -> int:
     """Have inputs answered: from their source, by the client, into the sink.
 
     A source gives inputs as `predict_many` takes them. What else gives them, a walk of folders
@@ -92,14 +112,15 @@ def _predict(client: Client, arguments: Arguments) -> int:
     inputs: Iterable[str | int | None]
     inputs = names or [0 if path == "-" else path for path in arguments.paths]
     if arguments.recursive:
-        inputs = _walk(arguments, inputs)
+        inputs = _walk(inputs, arguments)
     remaining = _remaining(client, arguments, inputs) if arguments.output is not None else None
-    sink = _sink(client, arguments, arguments.several, remaining)
+    inputs = inputs if remaining is None else remaining
+    sink = sink or _sink(client, arguments, remaining)
     try:
         if arguments.several:
-            status = _predict_several(client, arguments, inputs, sink, remaining)
+            status = _predict_several(client, arguments, inputs, sink)
         else:
-            status = _run_through(client, arguments, remaining or inputs, sink)
+            status = _run_through(client, arguments, inputs, sink)
     finally:
         sink.close()
         if names is not None:
@@ -108,32 +129,57 @@ def _predict(client: Client, arguments: Arguments) -> int:
         say(str(names.error))
         status = _SOME_FAILED
     if remaining is not None and arguments.verbose:
-        say(f"{arguments.output}: {remaining.skipped} of the inputs were in it")
+        say(f"{arguments.output}: {remaining.present} of the inputs were in it")
     return status
 
 
+def _remaining(
+    client: Client, arguments: Arguments, inputs: Iterable[str | int | None]
+) -> Remaining:
+    """Open the output file, for the inputs that it has no row of."""
+    from swiprctl.resuming import begin
+
+    return begin(
+        arguments.output or "",
+        arguments.row_options,
+        inputs,
+        client.model,
+        resume=arguments.resume,
+        force=arguments.force,
+    )
+
+
+def _walk(inputs: Iterable[str | int | None], arguments: Arguments) -> Iterable[str | int | None]:
+    """Have the folders among the inputs walked."""
+    from swiprctl.walk import Walk
+
+    return Walk(
+        inputs,
+        hidden=arguments.hidden,
+        follow=arguments.follow,
+        one_file_system=arguments.one_file_system,
+        patience=arguments.timeout,
+    )
+
+
 def _predict_several(
-    client: Client,
-    arguments: Arguments,
-    inputs: Iterable[str | int | None],
-    sink: Sink,
-    remaining: Remaining | None,
+    client: Client, arguments: Arguments, inputs: Iterable[str | int | None], sink: Sink
 ) -> int:
     """Show how far it is."""
     from swiprctl.progress import Progress
     from swiprctl.tally import Tally
 
-    tally = Tally(sink, inputs, remaining)
+    tally = Tally(sink, inputs)
     loud = not arguments.quiet
     with Progress(tally, line=loud and arguments.progress, summary=loud):
-        status = _run_through(client, arguments, remaining or inputs, tally)
-    if arguments.recursive and not (tally.done or tally.left_out) and loud and on_terminal():
+        status = _run_through(client, arguments, inputs, tally)
+    if arguments.recursive and not (tally.done or tally.present) and loud and on_terminal():
         say(f"no images: {tally.skipped:,} other files, by their first bytes; see --hidden and -L")
     return status
 
 
 def _run_through(
-    client: Client, arguments: Arguments, inputs: Iterable[Input | None], sink: Sink
+    client: Client, arguments: Arguments, inputs: Iterable[str | int | None], sink: Sink
 ) -> int:
     status = 0
     for source, answer in client.predict_many(inputs):
@@ -155,35 +201,7 @@ def _advice(failure: SwiprError, arguments: Arguments) -> str:
     return ""
 
 
-def _walk(arguments: Arguments, roots: Iterable[str | int | None]) -> Walk:
-    from swiprctl.walk import Walk
-
-    return Walk(
-        roots,
-        hidden=arguments.hidden,
-        follow=arguments.follow,
-        one_file_system=arguments.one_file_system,
-        patience=arguments.timeout,
-    )
-
-
-def _remaining(
-    client: Client, arguments: Arguments, inputs: Iterable[str | int | None]
-) -> Remaining:
-    """Open the output file, for the inputs that it has no row of."""
-    from swiprctl.resuming import begin
-
-    return begin(
-        arguments.output or "",
-        arguments.row_options,
-        inputs,
-        client.model,
-        resume=arguments.resume,
-        force=arguments.force,
-    )
-
-
-def _sink(client: Client, arguments: Arguments, several: bool, remaining: Remaining | None) -> Sink:
+def _sink(client: Client, arguments: Arguments, remaining: Remaining | None) -> Sink:
     """Put together where the answers go: at the end always a `Writer`, or a `FileWriter`.
 
     What picks among answers (a condition) or watches them (progress) is a `Sink` of its own, in a
@@ -191,10 +209,21 @@ def _sink(client: Client, arguments: Arguments, several: bool, remaining: Remain
     `sink = Condition(sink, …)`. What has to know of all that is written to a terminal, to clear its
     own line first, wraps `put`.
     """
-    put = show if sys.stdout is not None and os.isatty(1) else write
+    sink = _writer(client, arguments, remaining)
+    if arguments.where is None:
+        return sink
+    from swiprctl.expression import parse as parse_condition
+    from swiprctl.selection import Where
+
+    return Where(sink, parse_condition(arguments.where))
+
+
+def _writer(client: Client, arguments: Arguments, remaining: Remaining | None) -> Sink:
+    """Make the last sink, which writes."""
+    put = _put()
     with_path = arguments.with_path
     if with_path is None:
-        with_path = several or remaining is not None
+        with_path = arguments.several or remaining is not None
     format = _format(arguments, with_path)
     ask: Callable[[], Iterable[str]] = tuple
     if isinstance(format, Table):
@@ -223,6 +252,10 @@ def _sink(client: Client, arguments: Arguments, several: bool, remaining: Remain
         failures=arguments.errors,
         ask=ask,
     )
+
+
+def _put() -> Callable[[bytes], None]:
+    return show if sys.stdout is not None and os.isatty(1) else write
 
 
 def _labels(client: Client) -> list[object]:
@@ -278,12 +311,46 @@ def _inquire(client: Client, arguments: Arguments) -> int:
         took = f" in {duration(seconds)}" if isinstance(seconds, int | float) else ""
         text = f"{fields.get('model', 'the model')} answers as it should{took}"
     else:
-        from swiprctl.report import lines
+        from swiprctl.report import headline, lines
 
-        text = "\n".join(lines(fields))
+        front = [headline(fields), ""] if arguments.command == "status" else []
+        text = "\n".join([*front, *lines(fields)])
+    _print(text)
+    return 0
+
+
+def _list(arguments: Arguments) -> int:
+    from swiprctl.listing import entries, table
+
+    listed = entries(arguments.timeout)
+    if arguments.json:
+        import json
+
+        _print(json.dumps(listed, indent=2))
+    elif listed:
+        width = os.get_terminal_size(1).columns if os.isatty(1) else None
+        _print("\n".join(table(listed, width)))
+    else:
+        say("no daemon is here; 'swiprctl predict' starts one of your own")
+    return 0
+
+
+def _stop(arguments: Arguments) -> int:
+    from swiprctl.stopping import stop, stop_all
+
+    if not arguments.all:
+        stop(arguments.socket, arguments.model, arguments.timeout, _print)
+        return 0
+    failed = stop_all(arguments.timeout, _print)
+    for error in failed:
+        say(str(error))
+    return _SOME_FAILED if failed else 0
+
+
+def _print(text: str) -> None:
+    """Put text for people on standard output, in its encoding."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     write(f"{text}\n".encode(encoding, "backslashreplace"))
-    return 0
 
 
 def _timings(answer: Prediction) -> str:

@@ -8,6 +8,7 @@
     ├── NoDaemon              69   nothing answers on the socket and none can be started
     ├── BadImage              65   bad-image
     ├── TooLarge              65   too-large
+    ├── BadRecords            65   the file has not the rows that predict writes
     ├── WorkerCrashed         70   worker-crashed
     ├── TryLater              75   (carries retry_after, seconds)
     │   ├── Overloaded             overloaded
@@ -34,6 +35,10 @@ class SwiprError(Exception):
 
     code = ""
     exit_status = 70
+
+    def lines(self) -> list[str]:
+        """What the command says of it, line by line."""
+        return [str(self)]
 
 
 class UsageError(SwiprError):
@@ -77,6 +82,12 @@ class TooLarge(SwiprError):
     """The image has more bytes or pixels than the daemon takes."""
 
     code = "too-large"
+    exit_status = 65
+
+
+class BadRecords(SwiprError):
+    """The file has not the rows or objects that predict writes, or too many."""
+
     exit_status = 65
 
 

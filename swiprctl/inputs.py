@@ -79,13 +79,15 @@ class Image:
     Attributes:
         descriptor: the descriptor to pass to the daemon; None while a stream is being read.
         stream: the descriptor to poll and `pump()` first; None once it is read.
+        head: some of its first bytes, if they were read here.
     """
 
-    __slots__ = ("_memfd", "_opening", "_size", "descriptor", "stream")
+    __slots__ = ("_memfd", "_opening", "_size", "descriptor", "head", "stream")
 
     def __init__(self, descriptor: int | None, stream: int | None = None) -> None:
         self.descriptor = descriptor
         self.stream = stream
+        self.head = b""
         self._opening: Opening | None = None
         self._memfd = -1
         self._size = 0
@@ -208,6 +210,7 @@ class Image:
         except OSError as error:
             raise _cannot_open(error) from error
         if data:
+            self.head = self.head or data[:4096]
             self._add(memoryview(data))
             return False
         os.close(self.stream)

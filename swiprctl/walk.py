@@ -7,7 +7,7 @@ descriptor that was read for that goes on to the daemon.
 
 A file system whose server may never answer is walked by another process, see distant.py. However
 many files there are, there are in memory the names of the folders on the way that are still to
-come, and of each no more than a Directory holds at a time, see directory.py.
+come, and of each no more than a Listing holds at a time, see folder_names.py.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import os
 import stat
 from time import sleep
 
-from swiprctl.directory import Directory
 from swiprctl.errors import CannotOpen
+from swiprctl.folder_names import Listing
 from swiprctl.inputs import Found, may_hang
 from swiprctl.protocol import DEFAULT_TIMEOUT
 from swiprctl.signatures import HEAD, begins_an_image
@@ -74,7 +74,7 @@ class Walk:
         self._one_file_system = one_file_system
         self._patience = DEFAULT_TIMEOUT if patience is None else patience
         self._near = False  # whether everything is to be looked at here, even if that may hang
-        self._stack: list[Directory] = []
+        self._stack: list[Listing] = []
         self._distant = False
         self._watch = -1
         self._short: tuple[int, int, int] = (0, 0, 0)
@@ -120,9 +120,9 @@ class Walk:
         if not names:
             yield from self._root(top)
             return
-        stack: list[Directory] = []
+        stack: list[Listing] = []
         for name in names:
-            stack.append(Directory(stack[-1].below(stack[-1].last) if stack else top, name))
+            stack.append(Listing(stack[-1].below(stack[-1].last) if stack else top, name))
             self.where = stack[-1].path
             yield None
             try:
@@ -143,12 +143,12 @@ class Walk:
         except (OSError, ValueError):
             folder = False  # why it cannot be opened will be seen when it is asked about
         if folder:
-            yield from self._walk([Directory(path)])
+            yield from self._walk([Listing(path)])
         else:
             self.given += 1
             yield path
 
-    def _walk(self, stack: list[Directory]) -> Iterator[Source]:
+    def _walk(self, stack: list[Listing]) -> Iterator[Source]:
         """Give what is in the last of these folders, then in those before."""
         self._stack = stack
         since_pause = 0
@@ -172,7 +172,7 @@ class Walk:
             if name in folder.deeper:
                 folder.deeper.discard(name)
                 if self._is_folder(path):
-                    stack.append(Directory(path))
+                    stack.append(Listing(path))
                     continue
             try:
                 source = self._look(path)
@@ -223,7 +223,7 @@ class Walk:
         found.opened = descriptor
         return found
 
-    def _read(self, folder: Directory) -> Iterator[Source]:
+    def _read(self, folder: Listing) -> Iterator[Source]:
         """Read the next names of a folder."""
         self.where = folder.path
         if self._near:
@@ -254,7 +254,7 @@ class Walk:
         finally:
             os.close(descriptor)
 
-    def _enters(self, folder: Directory, descriptor: int) -> bool:
+    def _enters(self, folder: Listing, descriptor: int) -> bool:
         if not (self._follow or self._one_file_system):
             return True
         folder.identify(os.fstat(descriptor))
@@ -262,7 +262,7 @@ class Walk:
             return False
         return self._loop(folder) is None
 
-    def _loop(self, folder: Directory) -> str | None:
+    def _loop(self, folder: Listing) -> str | None:
         """Give the folder above that this one is, by a link; None if it is none."""
         return next((one.path for one in self._stack[:-1] if one.is_same(folder)), None)
 

@@ -30,7 +30,7 @@ from swiprctl.errors import (
     UsageError,
     WorkerCrashed,
 )
-from swiprctl.report import duration, lines
+from swiprctl.report import duration, headline, lines
 from swiprctl.version import __version__
 
 pytestmark = pytest.mark.timeout(30)
@@ -487,7 +487,9 @@ class TestQuestions:
     def test_status(self) -> None:
         out, err, status = swiprctl("status")
         assert (err, status) == ("", 0)
-        assert out == "state   ready\nuptime  2 h 5 min\nqueue\n  waiting  0\n"
+        assert out == (
+            "ready, 0 waiting\n\nstate   ready\nuptime  2 h 5 min\nqueue\n  waiting  0\n"
+        )
         assert json.loads(swiprctl("status", "--json")[0])["uptime"] == 7500
         metrics = swiprctl("status", "--prometheus")[0].splitlines()
         assert any(
@@ -716,6 +718,25 @@ def test_the_client_has_no_compiled_code_but_the_standard_librarys() -> None:
 def test_durations() -> None:
     told = [duration(s) for s in (0.0, 0.0123, 0.9, 1.5, 99.0, 600.0, 7260.0, 260_000.0)]
     assert told == ["0 ms", "12.3 ms", "900 ms", "1.5 s", "99 s", "10 min", "2 h 1 min", "3 days"]
+
+
+def test_a_headline_says_it_all() -> None:
+    status: dict[str, object] = {
+        "state": "ready",
+        "reason": "serving focus@947a28b03d55",
+        "model": "focus@947a28b03d55",
+        "shape": {"workers": 2},
+        "queue": {"waiting": 0},
+        "requests": {"outcomes": {"ok": 2360, "bad-image": 4}},
+    }
+    assert headline(status) == "ready, focus, 2 workers, 0 waiting, 2,360 answered"
+    one = {**status, "shape": {"workers": 1}, "requests": {"outcomes": {}}}
+    assert headline(one) == "ready, focus, 1 worker, 0 waiting, 0 answered"
+    loading = {"state": "loading", "model": "", "queue": {"waiting": 3}, "requests": 1}
+    assert headline(loading) == "loading, 3 waiting"
+    failed = {"state": "loading-failed", "reason": "weights.pth: not there"}
+    assert headline(failed) == "loading-failed: weights.pth: not there"
+    assert headline({}) == ""
 
 
 def test_a_report_shows_what_there_is() -> None:

@@ -17,7 +17,7 @@ from imagefiles import encoded, picture
 from peer import Connection, Peer
 from PIL import Image
 
-from swiprctl import directory, distant, walk
+from swiprctl import distant, folder_names, walk
 from swiprctl.client import Client
 from swiprctl.distant import DistantWalk
 from swiprctl.errors import SwiprError
@@ -168,7 +168,7 @@ def test_a_large_folder_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> No
         [f"many/{name}" for name in names if int(name) % 3] + ["many/0500d/x", "many/0999d/x"]
     )
     assert found("many") == expected
-    monkeypatch.setattr(directory, "PIECE", 64)
+    monkeypatch.setattr(folder_names, "PIECE", 64)
     most = 0
     images = Walk(["many"])
     taken = []

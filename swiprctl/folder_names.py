@@ -19,7 +19,7 @@ PIECE = 1 << 17
 _SLICE = 1 << 10  # names that are read without a pause
 
 
-class Directory:
+class Listing:
     """One folder's names that are still to come: those that have been read, the next one last.
 
     Attributes:
@@ -50,7 +50,7 @@ class Directory:
         """Take in which folder this is."""
         self.device, self._inode = found.st_dev, found.st_ino
 
-    def is_same(self, other: Directory) -> bool:
+    def is_same(self, other: Listing) -> bool:
         """Whether both are identified, as one folder."""
         return self._inode >= 0 and (self.device, self._inode) == (other.device, other._inode)
 
