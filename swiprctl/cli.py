@@ -21,11 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import NoReturn
 
-    from swiprctl.inputs import Input
     from swiprctl.names import Names
     from swiprctl.output import Format, Sink
     from swiprctl.resuming import Remaining
-    from swiprctl.walk import Walk
 
 _SOME_FAILED = 1
 _NONE_SELECTED, _SELECT_FAILED = 1, 2  # as grep has it
@@ -116,14 +114,15 @@ def _predict(client: Client, arguments: Arguments, sink: Sink | None = None) -> 
     inputs: Iterable[str | int | None]
     inputs = names or [0 if path == "-" else path for path in arguments.paths]
     if arguments.recursive:
-        inputs = _walk(arguments, inputs)
+        inputs = _walk(inputs, arguments)
     remaining = _remaining(client, arguments, inputs) if arguments.output is not None else None
+    inputs = inputs if remaining is None else remaining
     sink = sink or _sink(client, arguments, remaining)
     try:
         if arguments.several:
-            status = _predict_several(client, arguments, inputs, sink, remaining)
+            status = _predict_several(client, arguments, inputs, sink)
         else:
-            status = _run_through(client, arguments, remaining or inputs, sink)
+            status = _run_through(client, arguments, inputs, sink)
     finally:
         sink.close()
         if names is not None:
@@ -132,32 +131,57 @@ def _predict(client: Client, arguments: Arguments, sink: Sink | None = None) -> 
         say(str(names.error))
         status = _SOME_FAILED
     if remaining is not None and arguments.verbose:
-        say(f"{arguments.output}: {remaining.skipped} of the inputs were in it")
+        say(f"{arguments.output}: {remaining.present} of the inputs were in it")
     return status
 
 
+def _remaining(
+    client: Client, arguments: Arguments, inputs: Iterable[str | int | None]
+) -> Remaining:
+    """Open the output file, for the inputs that it has no row of."""
+    from swiprctl.resuming import begin
+
+    return begin(
+        arguments.output or "",
+        arguments.row_options,
+        inputs,
+        client.model,
+        resume=arguments.resume,
+        force=arguments.force,
+    )
+
+
+def _walk(inputs: Iterable[str | int | None], arguments: Arguments) -> Iterable[str | int | None]:
+    """Have the folders among the inputs walked."""
+    from swiprctl.walk import Walk
+
+    return Walk(
+        inputs,
+        hidden=arguments.hidden,
+        follow=arguments.follow,
+        one_file_system=arguments.one_file_system,
+        patience=arguments.timeout,
+    )
+
+
 def _predict_several(
-    client: Client,
-    arguments: Arguments,
-    inputs: Iterable[str | int | None],
-    sink: Sink,
-    remaining: Remaining | None,
+    client: Client, arguments: Arguments, inputs: Iterable[str | int | None], sink: Sink
 ) -> int:
     """Show how far it is."""
     from swiprctl.progress import Progress
     from swiprctl.tally import Tally
 
-    tally = Tally(sink, inputs, remaining)
+    tally = Tally(sink, inputs)
     loud = not arguments.quiet
     with Progress(tally, line=loud and arguments.progress, summary=loud):
-        status = _run_through(client, arguments, remaining or inputs, tally)
-    if arguments.recursive and not (tally.done or tally.left_out) and loud and on_terminal():
+        status = _run_through(client, arguments, inputs, tally)
+    if arguments.recursive and not (tally.done or tally.present) and loud and on_terminal():
         say(f"no images: {tally.skipped:,} other files, by their first bytes; see --hidden and -L")
     return status
 
 
 def _run_through(
-    client: Client, arguments: Arguments, inputs: Iterable[Input | None], sink: Sink
+    client: Client, arguments: Arguments, inputs: Iterable[str | int | None], sink: Sink
 ) -> int:
     status = 0
     for source, answer in client.predict_many(inputs):
@@ -177,34 +201,6 @@ def _advice(failure: SwiprError, arguments: Arguments) -> str:
     if str(failure) == DIRECTORY and not arguments.recursive:
         return "; with -r, the images in it are asked about"
     return ""
-
-
-def _walk(arguments: Arguments, roots: Iterable[str | int | None]) -> Walk:
-    from swiprctl.walk import Walk
-
-    return Walk(
-        roots,
-        hidden=arguments.hidden,
-        follow=arguments.follow,
-        one_file_system=arguments.one_file_system,
-        patience=arguments.timeout,
-    )
-
-
-def _remaining(
-    client: Client, arguments: Arguments, inputs: Iterable[str | int | None]
-) -> Remaining:
-    """Open the output file, for the inputs that it has no row of."""
-    from swiprctl.resuming import begin
-
-    return begin(
-        arguments.output or "",
-        arguments.row_options,
-        inputs,
-        client.model,
-        resume=arguments.resume,
-        force=arguments.force,
-    )
 
 
 def _sink(client: Client, arguments: Arguments, remaining: Remaining | None) -> Sink:

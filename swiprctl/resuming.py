@@ -59,7 +59,7 @@ class Remaining:
     Attributes:
         file: the same.
         labels: of the model that serves, if there are records.
-        skipped: how many have one.
+        present: how many have one.
         under_way: of each that was let through and is not answered yet, what its record is made
             from: the file as it was before it was opened, so that a later change is seen.
     """
@@ -70,16 +70,31 @@ class Remaining:
         file: OutputFile,
         describe: Callable[[], dict[str, object]],
     ) -> None:
+        self._all = inputs
         self._inputs = iter(inputs)
         self.file = file
         described = {} if file.empty else describe()
         self._model = described.get("model")
         labels = described.get("labels")
         self.labels = tuple(map(str, labels)) if isinstance(labels, list) else ()
-        self.skipped = 0
+        self.present = 0
         self.under_way: deque[Entry] = deque()
         if hasattr(inputs, "fileno"):
             self.fileno: Callable[[], int] = inputs.fileno
+
+    @property
+    def total(self) -> int | None:
+        """How many inputs have no record, so far; None as long as nobody knows how many come."""
+        everything = getattr(self._all, "total", None)
+        if isinstance(self._all, list):
+            everything = len(self._all)
+        return everything - self.present if isinstance(everything, int) else None
+
+    @property
+    def skipped(self) -> int:
+        """How many files a walk has come upon that are no images."""
+        skipped = getattr(self._all, "skipped", 0)
+        return skipped if isinstance(skipped, int) else 0
 
     def __iter__(self) -> Iterator[str | int | None]:
         return self
@@ -90,14 +105,13 @@ class Remaining:
             if following is None:
                 return None
             path = "-" if following == 0 else str(following)
-            opened = following.opened if isinstance(following, Found) else None
-            state = None if following == 0 else _state(opened if type(opened) is int else path)
+            state = None if following == 0 else _state(following)
             has_record, replaces = self.file.answered.claim(path, state, self._model)
             if not has_record:
                 entry = Entry(kind=AGAIN, path=path, state=state, replaces=replaces)
                 self.under_way.append(entry)
                 return following
-            self.skipped += 1
+            self.present += 1
             if isinstance(following, Found):
                 following.close()
 
@@ -192,9 +206,10 @@ class FileWriter:
             say(f"{self._file.name}: it has {rows} so far; --resume goes on with it")
 
 
-def _state(file: str | int) -> State | None:
+def _state(source: str | int) -> State | None:
+    opened = getattr(source, "opened", None)  # a walk's, which has opened it already
     try:
-        found = os.stat(file)
+        found = os.stat(opened if isinstance(opened, int) else source)
     except (OSError, ValueError):
         return None  # the client says why
     if not stat.S_ISREG(found.st_mode):

@@ -19,21 +19,20 @@ class Tally:
     Args:
         sink: takes the answers.
         inputs: what they are of, which may have a `total` of them, or None as long as nobody knows;
-            and `skipped`: how many files a walk has come upon that are no images.
-        remaining: has `skipped`: how many of the inputs are left out, having records already.
+            `skipped`: how many files a walk has come upon that are no images; and `present`: how
+            many inputs are left out, having records already.
 
     Attributes:
         answered: inputs that have an answer.
         failed: inputs that have an error, by its code.
     """
 
-    __slots__ = ("_began", "_inputs", "_remaining", "_sink", "answered", "failed")
+    __slots__ = ("_began", "_inputs", "_sink", "answered", "failed")
 
-    def __init__(self, sink: Sink, inputs: object, remaining: object = None) -> None:
+    def __init__(self, sink: Sink, inputs: object) -> None:
         self._sink = sink
         self._began = monotonic()
         self._inputs = inputs
-        self._remaining = remaining
         self.answered = 0
         self.failed: dict[str, int] = {}
 
@@ -62,20 +61,23 @@ class Tally:
 
     @property
     def total(self) -> int | None:
-        """How many inputs there are to be asked about; None as long as nobody knows."""
-        inputs = self._inputs
-        total = len(inputs) if isinstance(inputs, list) else getattr(inputs, "total", None)
-        return total - self.left_out if isinstance(total, int) else None
+        """How many inputs there are; None as long as nobody knows."""
+        if isinstance(self._inputs, list):
+            return len(self._inputs)
+        total = getattr(self._inputs, "total", None)
+        return total if isinstance(total, int) else None
 
     @property
     def skipped(self) -> int:
         """How many files a walk has come upon that are no images."""
-        return getattr(self._inputs, "skipped", 0)
+        skipped = getattr(self._inputs, "skipped", 0)
+        return skipped if isinstance(skipped, int) else 0
 
     @property
-    def left_out(self) -> int:
+    def present(self) -> int:
         """How many inputs are left out, having records already."""
-        return getattr(self._remaining, "skipped", 0)
+        present = getattr(self._inputs, "present", 0)
+        return present if isinstance(present, int) else 0
 
     @property
     def failures(self) -> int:
@@ -102,8 +104,8 @@ class Tally:
             parts.append(f"{self.failures:,} failed ({why})")
         if skipped := self.skipped:
             parts.append(f"{skipped:,} skipped (no images)")
-        if left_out := self.left_out:
-            parts.append(f"{left_out:,} there already")
+        if present := self.present:
+            parts.append(f"{present:,} there already")
         seconds = self.seconds
         return f"{', '.join(parts)} in {duration(seconds)}, {rate(self.done / seconds)}"
 

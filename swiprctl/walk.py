@@ -7,7 +7,7 @@ descriptor that was read for that goes on to the daemon.
 
 A file system whose server may never answer is walked by another process, see distant.py. However
 many files there are, there are in memory the names of the folders on the way that are still to
-come, and of each no more than a listing holds at a time, see folder_names.py.
+come, and of each no more than a Listing holds at a time, see folder_names.py.
 """
 
 from __future__ import annotations
