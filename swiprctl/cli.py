@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from swiprctl.resuming import Remaining
 
 _SOME_FAILED = 1
-_NONE_SELECTED, _SELECT_FAILED = 1, 2  # as grep has it
+_SELECT_FAILED = 2  # as grep has it
 
 
 def run() -> NoReturn:
@@ -85,23 +85,14 @@ def _run(arguments: Arguments) -> int:
         if arguments.verbose:
             say(f"socket {client.socket_path}")
         if arguments.command == "select":
-            return _select(client, arguments)
+            from swiprctl.selection import select
+
+            return select(arguments, _put(), lambda sink: _predict(client, arguments, sink))
         if arguments.command == "predict":
             return _predict(client, arguments)
         from swiprctl.inquiry import inquire
 
         return inquire(client, arguments)
-
-
-def _select(client: Client, arguments: Arguments) -> int:
-    from swiprctl.expression import parse as parse_condition
-    from swiprctl.selection import Matches, Where
-
-    matches = Matches(_put(), b"\0" if arguments.null else b"\n")
-    condition = parse_condition(arguments.where or "")
-    if _predict(client, arguments, Where(matches, condition, invert=arguments.invert)):
-        return _SELECT_FAILED
-    return 0 if matches.any else _NONE_SELECTED
 
 
 def _predict(client: Client, arguments: Arguments, sink: Sink | None = None) -> int:

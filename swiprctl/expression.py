@@ -201,6 +201,8 @@ class _Parser:
                     " something else than a quotation mark or a backslash",
                     token,
                 )
+            case "strange" if text == "," and self._expression[:start][-1:].isdigit():
+                raise self._error("a number has a point, as in 0.5", token)
             case "strange":
                 raise self._error(f"a label with {text!r} is put between quotation marks", token)
             case "symbol" if text not in OPERATORS and text not in "()":

@@ -1,4 +1,5 @@
-"""Sinks for what fulfils a condition: `Where` picks the answers, `Matches` prints their paths.
+"""`swiprctl select`, and the sinks for it: `Where` picks the answers that fulfil a condition,
+`Matches` prints their paths.
 
 Imported by `swiprctl select` and `predict --where` alone.
 """
@@ -8,14 +9,47 @@ from __future__ import annotations
 import os
 
 from swiprctl.condition import Condition, ConditionError
-from swiprctl.errors import SwiprError, TryLater
+from swiprctl.errors import SwiprError, TryLater, UsageError
+from swiprctl.expression import parse
 from swiprctl.rows import Prediction
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from swiprctl.arguments import Arguments
     from swiprctl.output import Sink
+
+_NONE, _FAILED = 1, 2  # exit statuses, as grep has them
+
+
+def select(
+    arguments: Arguments, put: Callable[[bytes], None], predict: Callable[[Sink], int]
+) -> int:
+    """Print the paths of what fulfils the condition; gives the exit status, as grep has it.
+
+    Args:
+        put: takes the bytes of one path.
+        predict: has the inputs answered into a sink; gives 0 if none failed.
+
+    Raises:
+        UsageError: the condition is none, or not one on the model's labels.
+        OutputFailed: nothing more is taken.
+    """
+    matches = Matches(put, b"\0" if arguments.null else b"\n")
+    expression = arguments.where or ""
+    try:
+        failed = predict(Where(matches, parse(expression), invert=arguments.invert))
+    except ConditionError as error:
+        if not os.path.lexists(expression):
+            raise
+        raise UsageError(
+            f"{expression} is a file, and the first operand is the condition: swiprctl select"
+            " 'blurred > 0.8' PATH..."
+        ) from error
+    if failed:
+        return _FAILED
+    return 0 if matches.any else _NONE
 
 
 class Where:

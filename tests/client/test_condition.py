@@ -95,6 +95,7 @@ def test_it_is_true(expression: str) -> None:
         ('"cat > 1', 'the label behind this " does not end', '"'),
         (r'"c\at" > 1', "has a backslash before something else", '"'),
         ("cat, dog > 1", "a label with ',' is put between quotation marks", ","),
+        ("cat > 0,5", "a number has a point, as in 0.5", ","),
         ("cat > 1e999", "this number is too large", "1e999"),
     ],
 )

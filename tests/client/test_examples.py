@@ -35,7 +35,7 @@ EXAMPLES = [
         flags=re.M | re.S,
     )
 ]
-ELSEWHERE = ["/var/lib/prometheus"]
+ELSEWHERE = ["/var/lib/prometheus", "swiprctl stop --all"]
 """Of examples that other tests try, or that want a place of the system's."""
 
 
@@ -138,6 +138,12 @@ def test_chosen_by_find(place: Path) -> None:
     os.utime(place / "photos/coffee-blurred.jpg", (0, 0))
     found = run(example("-mtime -1"))
     assert sorted(found) == sorted(f"photos/chelsea-blurred.jpg\nphotos/{ODD}\n")
+
+
+def test_a_row_for_each_that_find_finds(place: Path) -> None:
+    rows = run(example("-exec swiprctl predict -H {} +"))
+    # By either of the two lines.
+    assert rows.count("photos/") == 2 * len(list((place / "photos").iterdir()))
 
 
 @needs("exiftool", "libimage-exiftool-perl")

@@ -176,6 +176,15 @@ def test_a_label_that_the_model_has_not() -> None:
     assert (out, err.splitlines(), status) == (b"", told, 64)
 
 
+@pytest.mark.usefixtures("folder")
+def test_a_path_in_the_conditions_place() -> None:
+    Path("a b.jpg").write_bytes(b"x")
+    for name in ("10.jpg", "a b.jpg"):
+        out, err, status = swiprctl("select", name, *ALL)
+        assert (out, status) == (b"", 2)
+        assert err.startswith(f"swiprctl: {name} is a file, and the first operand is the condition")
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
