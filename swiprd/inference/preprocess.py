@@ -16,6 +16,7 @@ from PIL import Image
 from swiprd.folder.spec import Preprocess
 from swiprd.inference.area import resize_area
 from swiprd.inference.decode_limits import MAX_PIXELS, too_many_pixels
+from swiprd.inference.fixed_point import resize_fixed
 from swiprd.inference.sampling import resize_sampled
 
 Shrink = Callable[[np.ndarray, int, int], np.ndarray]
@@ -54,6 +55,8 @@ def preprocess(
         pixels = resize_area(np.asarray(image), *size)
     elif recipe.interpolation == "grid_sample":
         pixels = resize_sampled(np.asarray(image), *size)
+    elif recipe.interpolation.startswith("torch_"):
+        pixels = resize_fixed(np.asarray(image), *size, recipe.interpolation)
     elif shrink and _may_shrink(image.size, size, recipe):
         pixels = shrink(np.array(image), *size)
     elif size != image.size:

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.timeout(30)
 
 ROOT = Path(__file__).parent.parent.parent
 HEAVY = {"torch", "torchvision", "numpy", "PIL", "timm", "safetensors", "onnx", "onnxruntime"}
+HEAVY |= {"transformers"}
 
 MAY_BE_HEAVY = {"swiprd.inference", "swiprd.pack", "swiprd.training", "swiprd.check"}
 """Folders, and one command, that may import torch. Each of them runs in a process of its own."""
@@ -47,7 +48,16 @@ PRINTED = {"swiprctl.report", "swiprctl.rows"}
 WITHOUT_TORCH = {
     f"swiprd.inference.{name}"
     for name in (
-        *("area", "decode", "decode_limits", "engine", "forkserver", "preprocess", "sampling"),
+        *(
+            "area",
+            "decode",
+            "fixed_point",
+            "decode_limits",
+            "engine",
+            "forkserver",
+            "preprocess",
+            "sampling",
+        ),
         "worker",
     )
 }
