@@ -48,16 +48,9 @@ PRINTED = {"swiprctl.report", "swiprctl.rows"}
 WITHOUT_TORCH = {
     f"swiprd.inference.{name}"
     for name in (
-        *(
-            "area",
-            "decode",
-            "fixed_point",
-            "decode_limits",
-            "engine",
-            "forkserver",
-            "preprocess",
-            "sampling",
-        ),
+        *("area", "decode", "decode_limits", "engine", "examined", "examined_onnx", "fixed_point"),
+        *("forkserver", "onnx_model", "onnx_network", "onnx_session", "preprocess", "sampling"),
+        "separate",
         "worker",
     )
 }
