@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from mmap import PROT_READ, mmap
@@ -22,6 +23,7 @@ from swiprd.folder.onnx_file import MOST, BadOnnx, OnnxFile, inspect
 from swiprd.system.reason import first_line
 from swiprd.system.silence import silenced_stderr
 
+_PREFIX = re.compile(r"(\[ONNXRuntimeError\] : )?(\d+ : )?(\w+ : )?(Load model from \S+ failed:)?")
 _QUIET = 3  # onnxruntime's severity "error": a warning about a graph is of no use to anybody here
 
 
@@ -85,8 +87,8 @@ class OnnxSource:
                     )
             except Exception as error:
                 # Each of its errors is a class of its own, without one above them but this.
-                reason = first_line(error).replace(f"/proc/self/fd/{copy}", self._path.name)
-                raise NoSession(f"{self._path}: {reason}") from None
+                reason = _PREFIX.sub("", first_line(error, 1000))
+                raise NoSession(f"{self._path}: onnxruntime refuses it: {reason[:300]}") from None
 
     def close(self) -> None:
         """Close the file. Sessions that are made stay."""

@@ -1124,7 +1124,7 @@ def wait(*_):
     time.sleep(40)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 """
-_SLOW = f"{_WAIT}import swiprd.pack.command as c; c.prove = wait; sys.exit(main(sys.argv[1:-1]))"
+_SLOW = f"{_WAIT}import swiprd.pack.from_torch as c; c.prove = wait; sys.exit(main(sys.argv[1:-1]))"
 _EARLY = (
     f"{_WAIT}import swiprd.pack.formats as f; f.recognise = wait; sys.exit(main(sys.argv[1:-1]))"
 )
