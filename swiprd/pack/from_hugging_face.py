@@ -175,7 +175,7 @@ def _export(folder: Path, place: Path, request: Request) -> tuple[Path, Answers]
     workspace.mkdir(mode=0o700)
     program = [sys.executable, "-P", "-m", "swiprd.pack.hf_export"]
     done = subprocess.run(
-        [*program, folder.absolute(), workspace],
+        [*program, folder.absolute(), workspace, str(os.getpid())],
         input=request.to_json() + b"\n",
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

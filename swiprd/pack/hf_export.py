@@ -1,12 +1,12 @@
 """A Hugging Face folder with weights → an ONNX file, and what transformers answers, to prove it by.
 
-    python -P -m swiprd.pack.hf_export FOLDER OUT < REQUEST
+    python -P -m swiprd.pack.hf_export FOLDER OUT PARENT < REQUEST
 
-A process of its own, which leaves with all that it has imported. REQUEST is a line of JSON
-(`Request`). Writes network.onnx and answers.json (`Answers`) into OUT, a directory that is there
-and its caller's alone. Reads safetensors alone, runs no code from the folder and opens no
-connection: transformers is told to before it is imported, and where to keep what it would cache.
-Exits with 0, or with 1 and a line on standard error that says why.
+A process of its own, which leaves with all that it has imported, and with its parent. REQUEST is
+a line of JSON (`Request`). Writes network.onnx and answers.json (`Answers`) into OUT, a directory
+that is there and its caller's alone. Reads safetensors alone, runs no code from the folder and
+opens no connection: transformers is told to before it is imported, and where to keep what it would
+cache. Exits with 0, or with 1 and a line on standard error that says why.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from swiprd.inference.onnx_model import INPUT, OUTPUT
 from swiprd.inference.proof import others
 from swiprd.inference.torchvision_import import import_torchvision
 from swiprd.pack.hf_request import NETWORK, Answers, Request
+from swiprd.system.kernel import die_with_parent
 from swiprd.system.reason import first_line
 
 _OPSETS = (17, 18)  # as inference/compile.py has it; and one more, which a few networks need
@@ -236,7 +237,8 @@ def _export_as(module: _Logits, crop: int, file: Path, opset: int) -> None:
 
 def main(arguments: list[str]) -> int:
     """Run for the command line; return the exit status."""
-    folder, out = map(Path, arguments)
+    folder, out = map(Path, arguments[:2])
+    die_with_parent(int(arguments[2]))
     warnings.simplefilter("ignore")  # of tracing, and of the exporter's age: they fill a page
     logging.disable(logging.WARNING)
     try:

@@ -29,7 +29,7 @@ from hubfolders import (
     saved_folder,
     write,
 )
-from onnxfiles import EDGE, rows
+from onnxfiles import EDGE, make_model, rows
 from PIL import Image
 
 from swiprd.__main__ import main
@@ -74,6 +74,38 @@ def answers(folder: Path) -> list[list[float]]:
     return found
 
 
+WATCH = """
+import sys
+def seen(event, found):
+    if event in ("socket.connect", "socket.getaddrinfo", "pickle.find_class"):
+        print(event, found, file=open({file!r}, "a"))
+sys.addaudithook(seen)
+"""
+
+
+@pytest.mark.long
+def test_nothing_is_fetched_unpickled_or_left_behind(
+    tmp_path: Path, pack: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the environment would have it, and with a home to write to."""
+    needs_transformers()
+    saved_folder(tmp_path / "in", "vit")
+    (tmp_path / "watch").mkdir()
+    (tmp_path / "watch" / "sitecustomize.py").write_text(
+        WATCH.format(file=str(tmp_path / "seen")) + f"open({str(tmp_path / 'began')!r}, 'a')"
+    )
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "watch"), *sys.path]))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.delenv("HF_HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    pack()
+    assert (tmp_path / "began").exists()
+    assert not (tmp_path / "seen").exists(), (tmp_path / "seen").read_text()
+    assert not list((tmp_path / "home").rglob("*"))
+
+
 def toml(folder: Path) -> dict[str, Any]:
     return tomllib.loads((folder / "model.toml").read_text())
 
@@ -83,14 +115,11 @@ def needs_transformers() -> Any:
     return import_transformers()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "family",
     [
-        "vit",
-        *(
-            pytest.param(one, marks=pytest.mark.long)
-            for one in ("resnet", "convnext", "swin", "multi-label", "deit", "mobilevit")
-        ),
+        *("vit", "resnet", "convnext", "swin", "multi-label", "deit", "mobilevit"),
     ],
 )
 def test_what_transformers_writes(tmp_path: Path, pack: Run, family: str) -> None:
@@ -235,6 +264,14 @@ def test_what_optimum_writes_needs_neither_torch_nor_transformers(
     assert np.abs(np.array(answers(tmp_path / "out")) - expected).max() < 1e-5
     assert (recipe.resize, recipe.edge, recipe.crop) == (EDGE, "both", EDGE)
     assert (recipe.interpolation, recipe.exif, recipe.mean) == ("bicubic", "apply", (0.5,) * 3)
+
+
+def test_a_network_that_ends_in_its_activation(tmp_path: Path, pack: Run) -> None:
+    folder = optimum_folder(tmp_path / "in")
+    (folder / "model.onnx").write_bytes(make_model(last="Softmax").SerializeToString())
+    assert "activation   none (the file ends in Softmax" in pack()
+    crops = [decode(one.read_bytes(), load_spec(tmp_path / "out").preprocess) for one in PHOTOS]
+    assert np.abs(np.array(answers(tmp_path / "out")) - rows(np.concatenate(crops))).max() < 1e-5
 
 
 def test_the_command_line_wins(tmp_path: Path, pack: Run) -> None:
