@@ -21,7 +21,17 @@ Edge = Literal["short", "long", "both", "square"]
 Crops = Literal["center", "five", "ten", "grid"]
 Head = Literal["default", "fastai"]
 Interpolation = Literal[
-    "nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "area", "grid_sample"
+    "nearest",
+    "bilinear",
+    "bicubic",
+    "box",
+    "hamming",
+    "lanczos",
+    "area",
+    "grid_sample",
+    "torch_bilinear",
+    "torch_bicubic",
+    "torch_lanczos",
 ]
 Match = Literal["name", "order"]
 Pool = Literal["mean", "logits", "logsumexp"]
@@ -60,8 +70,10 @@ class Preprocess:
         pool: `mean` averages the crops' probabilities, `logits` their outputs before activation,
             `logsumexp` the exponentials of their outputs, and takes the logarithm: the crops that
             speak up decide, and those that have nothing to say change nothing.
-        interpolation: one of Pillow's; `area`, OpenCV's INTER_AREA; or `grid_sample`, torch's after
-            area pooling where the picture shrinks to less than half, as fastai 1 does.
+        interpolation: one of Pillow's; `area`, OpenCV's INTER_AREA; `grid_sample`, torch's after
+            area pooling where the picture shrinks to less than half, as fastai 1 does; or
+            `torch_bilinear`, `torch_bicubic` or `torch_lanczos`, Pillow's with the rounding of
+            torchvision on tensors, as transformers 5 does.
         exif: `apply` turns the picture upright first; the plain torchvision loader ignores it.
         draft: let the JPEG decoder deliver a smaller picture, at least 1.5 times the resized one.
             Faster on large photos and no longer exact, hence off unless the file asks for it.

@@ -69,6 +69,13 @@ class Table:
     def has(self, key: str) -> bool:
         return key in self._values
 
+    def value(self, key: str) -> Any:
+        """Return what stands there, unchecked; None where nothing does."""
+        return self._values.get(key)
+
+    def keys(self) -> Iterable[str]:
+        return self._values.keys()
+
     def text(self, key: str) -> str:
         """Return a required string."""
         value = self._values.get(key)
@@ -106,6 +113,13 @@ class Table:
         ):
             raise self.fail(key, f"{count} whole numbers from {low} to {high}", value)
         return tuple(value)
+
+    def number(self, key: str) -> float:
+        """Return a required finite number."""
+        value: Any = self._values.get(key)
+        if not _is_finite(value):
+            raise self.fail(key, "a finite number", value)
+        return float(value)
 
     def numbers(self, key: str, count: int, what: str = "finite numbers") -> tuple[float, ...]:
         """Return a required array of `count` finite numbers."""

@@ -15,6 +15,7 @@ from PIL import Image
 from swiprd.folder.spec import Preprocess
 from swiprd.inference.area import resize_area
 from swiprd.inference.decode_limits import MAX_PIXELS, too_many_pixels
+from swiprd.inference.fixed_point import resize_fixed
 from swiprd.inference.sampling import resize_sampled
 
 
@@ -43,6 +44,8 @@ def preprocess(
         pixels = resize_area(np.asarray(image), *size)
     elif recipe.interpolation == "grid_sample":
         pixels = resize_sampled(np.asarray(image), *size)
+    elif recipe.interpolation.startswith("torch_"):
+        pixels = resize_fixed(np.asarray(image), *size, recipe.interpolation)
     elif size != image.size:
         pixels = image.resize(size, Image.Resampling[recipe.interpolation.upper()])
     return _normalized(_crops(pixels, size, recipe), recipe)

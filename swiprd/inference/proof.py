@@ -119,6 +119,11 @@ def pictures(spec: ModelSpec) -> Iterator[bytes]:
         SpecError: the canary cannot be read.
     """
     yield canary_of(spec).image
+    yield from others()
+
+
+def others() -> Iterator[bytes]:
+    """Yield `OTHERS` image files of smooth random colours, always the same."""
     rng = np.random.default_rng(_SEED)
     for number in range(OTHERS):
         rows, columns = rng.integers(2, 14, 2)

@@ -11,6 +11,7 @@ from swiprd.folder import consent, trusted_programs
 from swiprd.folder.trusted_programs import Code, NoRecord
 from swiprd.pack import formats, telling
 from swiprd.pack.errors import Interrupted, PackError
+from swiprd.pack.hf_folder import is_hugging_face
 from swiprd.pack.model_toml import PROGRAM_FILES
 from swiprd.pack.trial import Answer
 from swiprd.system import console
@@ -43,6 +44,10 @@ def run(options: argparse.Namespace) -> int:
 
 def _pack(options: argparse.Namespace) -> tuple[Answer, str, Code | None]:
     """Make the folder; return how it answers, what will serve it, and the program in it."""
+    if is_hugging_face(options.checkpoint):
+        from swiprd.pack import from_hugging_face
+
+        return *from_hugging_face.pack(options.checkpoint, options), None
     form = formats.recognise(options.checkpoint)
     if form == "onnx":
         from swiprd.pack import from_onnx

@@ -115,7 +115,7 @@ def _pack(
             shutil.copyfileobj(one.opened, target)
         origin = f"{file.name}, SHA-256 {digest}"
         model_toml.write(place, options, lines, named, recipe, origin, _FILE)
-        return _prove(place, options), f"onnx {found.version}"
+        return prove(place, options), f"onnx {found.version}"
 
 
 def _activation(
@@ -179,7 +179,7 @@ def _tell(one: Whole, found: Probe, activation: Activation, why: str) -> None:
         telling.say("note", f"put into the one file: the tensors of {', '.join(one.joined)}")
 
 
-def _prove(place: Path, options: argparse.Namespace) -> Answer:
+def prove(place: Path, options: argparse.Namespace) -> Answer:
     """Load the folder as it will be served, and answer a picture.
 
     Raises:

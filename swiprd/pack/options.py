@@ -26,7 +26,12 @@ Nothing is unpickled but tensors and plain values."""
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `swiprd pack`."""
     add = parser.add_argument
-    add("checkpoint", type=Path, metavar="CHECKPOINT", help="the file with the weights")
+    add(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="the file with the weights, or a Hugging Face folder",
+    )
     add("-o", "--output", type=Path, metavar="FOLDER", help="the folder to make")
     add("--force", action="store_true", help="replace a model's folder that is there already")
     add(

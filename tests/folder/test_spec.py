@@ -293,7 +293,7 @@ def test_refusals_of_heads_matches_and_thresholds(folder: Path, toml: str, text:
         (
             'interpolation = "cubic"',
             "interpolation: expected one of nearest, bilinear, bicubic, box, hamming, lanczos, "
-            'area, grid_sample, found "cubic"',
+            'area, grid_sample, torch_bilinear, torch_bicubic, torch_lanczos, found "cubic"',
         ),
         ("middle = 1", "middle: expected one of even, up, down, found 1"),
         ("grid = [2, 2]", 'grid: expected none unless crops = "grid", found [2, 2]'),

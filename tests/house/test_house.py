@@ -15,7 +15,7 @@ pytestmark = pytest.mark.timeout(30)
 
 ROOT = Path(__file__).parent.parent.parent
 HEAVY = {"torch", "torchvision", "timm", "safetensors", "onnx", "onnxruntime"} | {
-    *("numpy", "PIL", "pillow_heif")
+    *("numpy", "PIL", "pillow_heif", "transformers")
 }
 
 MAY_BE_HEAVY = {"swiprd.inference", "swiprd.pack", "swiprd.training", "swiprd.check"}
@@ -50,6 +50,7 @@ WITHOUT_TORCH = {
     f"swiprd.inference.{name}"
     for name in (
         *("area", "decode", "decode_limits", "decoders", "engine", "examined", "examined_onnx"),
+        "fixed_point",
         *("forkserver", "onnx_model", "onnx_network", "onnx_session", "preprocess", "sampling"),
         "separate",
         "worker",

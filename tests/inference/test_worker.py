@@ -127,7 +127,7 @@ print(json.dumps({
 """
 
 
-@pytest.mark.parametrize("interpolation", ["bilinear", "area", "grid_sample"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "area", "grid_sample", "torch_bicubic"])
 def test_a_worker_needs_no_torch(tmp_path: Path, interpolation: str) -> None:
     (tmp_path / "photo.jpg").write_bytes(encoded(picture(180, 140), "JPEG"))
     script = WITHOUT_TORCH.replace("means()", f"means(interpolation={interpolation!r}, draft=True)")
