@@ -125,6 +125,12 @@ def indifferent(*shape: int | str, kind: int = TensorProto.FLOAT) -> Any:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
+def elsewhere() -> Any:
+    model = make_model()
+    onnx.external_data_helper.set_external_data(model.graph.initializer[0], "weights.bin")
+    return model
+
+
 WHOLE = "model.onnx: expected an ONNX file that can be served, found what cannot be: "
 SHAPE = "model.onnx: expected an input of tensor(float) [n, 3, h, w] or [n, h, w, 3], found "
 THREE = "model.onnx: expected pictures of 3 channels: [n, 3, h, w] or [n, h, w, 3], found "
@@ -149,6 +155,7 @@ THREE = "model.onnx: expected pictures of 3 channels: [n, 3, h, w] or [n, h, w, 
          "model.toml: output: expected one of scores, hidden, found nothing"),
         (make_model(), 'output = "logits"\n',
          "model.toml: output: expected one of scores, found 'logits'"),
+        (elsewhere(), "", WHOLE + "has tensors in another file ('weights.bin'): 'swiprd pack'"),
         (b"", "", WHOLE + "empty"),
         (b"\x08\x08", "", WHOLE + "not an ONNX file: there is no graph in it"),
         (make_model().SerializeToString()[:300], "", WHOLE + "truncated or damaged, or no ONNX"),
