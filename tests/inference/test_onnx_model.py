@@ -17,6 +17,7 @@ from modelfolders import make_module  # noqa: E402 - they need what may not be t
 from onnx import TensorProto, helper  # noqa: E402
 from onnxfiles import CLASSES, EDGE, make_model, make_onnx_folder, rows  # noqa: E402
 
+from swiprd.folder.model_id import identify  # noqa: E402
 from swiprd.folder.spec import load_spec  # noqa: E402
 from swiprd.folder.toml_table import SpecError  # noqa: E402
 from swiprd.inference.engines import load_engine  # noqa: E402
@@ -92,6 +93,14 @@ def test_a_number_of_pictures_that_nothing_shows_is_met_one_by_one(tmp_path: Pat
         assert loaded.probabilities(pictures) == pytest.approx(rows(pictures[:, 0]), abs=1e-5)
     assert loaded.network.batch == 1
     loaded.close()
+
+
+def test_its_id_is_what_everybody_else_computes(tmp_path: Path) -> None:
+    folder = make_onnx_folder(tmp_path / "m")
+    model = load(folder)
+    assert model.model_id == identify(load_spec(folder))
+    assert model.model_id.startswith("bird@")
+    model.close()
 
 
 def test_the_output_that_counts(tmp_path: Path) -> None:
