@@ -14,6 +14,7 @@ PYTHON ?= python3
 TEST_JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
+SHARE := $(VENV)/share
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint .ci/constraints.txt
 INPUTS := pyproject.toml .ci/constraints.txt
 
@@ -58,8 +59,17 @@ compiled-table: $(VENV)/.test
 	$(BIN)/python tests/compiled_table.py
 
 # An extra an environment: each stamp says which one is installed.
+# The completions are linked where pip puts them unless it is told to --editable.
 $(VENV)/.%: $(INPUTS) | $(BIN)/python
+	@echo "Installing swipr into $(VENV), with torch, torchvision, onnxruntime and what"
+	@echo "they need, at the versions of .ci/constraints.txt: 1.1 GB, or more with torch"
+	@echo "for a GPU, and a few minutes. Nothing is installed elsewhere."
 	$(PIP) --editable '.[$*]'
+	@mkdir -p $(SHARE)/bash-completion/completions $(SHARE)/fish/vendor_completions.d \
+	  $(SHARE)/zsh/site-functions
+	@ln -sfr packaging/bash-completion/swiprctl $(SHARE)/bash-completion/completions
+	@ln -sfr packaging/fish-completion/swiprctl.fish $(SHARE)/fish/vendor_completions.d
+	@ln -sfr packaging/zsh-completion/_swiprctl $(SHARE)/zsh/site-functions
 	@touch $@
 
 $(BIN)/python:

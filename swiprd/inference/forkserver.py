@@ -156,19 +156,20 @@ class Forkserver:
 
 def _load_model(command: Load) -> tuple[Engine, Loaded]:
     from swiprd.folder.spec import load_spec
-
-    _import_worker()
+    from swiprd.inference.decoders import VERSIONS, readable
     from swiprd.inference.engines import load_engine
 
+    _import_worker()
     engine, device, note = load_engine(load_spec(Path(command.folder)), command)
     return engine, Loaded(
         labels=engine.labels,
         model=engine.model_id,
-        versions=engine.versions,
+        versions=engine.versions | VERSIONS,
         device=device,
         engine=engine.name,
         difference=engine.difference,
         engine_note=note,
+        formats=readable(),
     )
 
 
