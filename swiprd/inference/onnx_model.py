@@ -207,10 +207,8 @@ def load_onnx_file(spec: ModelSpec) -> OnnxModel:
         SpecError: the file is not fit to be served, or onnxruntime is not installed.
     """
     assert spec.labels != "imagenet"  # load_spec has seen to it
-    digest = spec.sha256 or digest_weights(spec)
-    model_id = identify(replace(spec, sha256=digest))
     try:
-        model = OnnxModel(spec, spec.weights, spec.labels, model_id)
+        model = OnnxModel(spec, spec.weights, spec.labels, model_id="")
     except NoCompiledForm as error:
         found = str(error).removeprefix(f"{spec.weights}: ")
         raise SpecError(spec.weights, "", _FIT, f"what cannot be: {found}") from None
@@ -222,6 +220,8 @@ def load_onnx_file(spec: ModelSpec) -> OnnxModel:
     except SpecError:
         model.close()
         raise
+    # Of the very bytes that were opened, unless model.toml names a digest, which is believed.
+    model.model_id = identify(replace(spec, sha256=spec.sha256 or model.sha256))
     return model
 
 

@@ -216,7 +216,7 @@ def test_softmax_before_what_changes_nothing(pack: Pack) -> None:
     model.graph.node[-1].output[0] = "before"
     model.graph.node.append(helper.make_node("Identity", ["before"], ["scores"]))
     assert pack(model, *LABELS) == 0
-    assert pack.toml["activation"] == "none"
+    assert pack.said["activation"].startswith("none (the file ends in Softmax: ")
 
 
 def test_an_activation_is_not_done_twice(pack: Pack) -> None:
