@@ -208,3 +208,12 @@ def test_no_example_is_left_out() -> None:
     for block in EXAMPLES:
         tried = [name for name in (*names, *ELSEWHERE) if name in block]
         assert tried, block
+
+
+def test_the_readme_s_jobs_are_of_these() -> None:
+    readme = (ROOT / "README.md").read_text()
+    chapter = readme.partition("## Jobs, a line or two each")[2].partition("\n## ")[0]
+    jobs = re.findall(r"^```sh\n(.*?)^```", chapter, flags=re.M | re.S)
+    assert len(jobs) == 4
+    for job in jobs:
+        assert job in EXAMPLES
