@@ -152,6 +152,8 @@ class Client:
                         window.learn(answer.queued, job.resent)
                     elif isinstance(answer, TryLater):
                         window.learn(0.0, 1)
+                    elif isinstance(source, int):
+                        answer = self._explained(answer, source, job)
                     yield source, answer
                 watch = -1
                 if not ended and len(under_way) < window.size:
@@ -197,13 +199,15 @@ class Client:
             activation: str, "softmax", "sigmoid", "log_softmax" or "none".
             input: map: resize (int, pixels, or None), edge (str, which edge that is), crop (int,
                 pixels), crops (int, how many of an image), exact (bool, False with `draft`).
+            formats: list of str, the image formats that are read: "jpeg", "png" and so on.
             device: str, "cpu" or "cuda".
             engine: str, what runs the network: "torch" or "onnx", its compiled form.
             engine_note: str, why it is not the compiled form, where that could be; else empty.
             difference: float, by how much a probability of the compiled form was seen to differ
                 from torch's at most; None where torch runs it.
             folder: str, the model's folder, as the daemon sees it.
-            versions: map of str: of torch and torchvision, or onnxruntime; pillow, numpy, python.
+            versions: map of str: of torch and torchvision, or onnxruntime; pillow, numpy, python;
+                pillow_heif, where it is installed.
             max_timeout: float, seconds: the longest deadline that a request gets.
 
         Raises:
@@ -222,6 +226,9 @@ class Client:
             reason: str, a line that says more.
             reload_error: str, why the last reload failed; empty if it did not.
             pid: of the daemon's front. uptime: since it was started.
+            memory: bytes that the front and the model's processes hold together, about.
+            folder: str, the model's folder, as the daemon sees it. log: str, the path of its log,
+                empty where that is no file.
             connections: clients that are connected now.
             queue: map: waiting (requests that no worker has yet), total (those that wait or run),
                 limit (of total), oldest (how long the first has waited), by_uid (total of each; the
@@ -329,6 +336,11 @@ class Client:
             return self._prediction(outcome)
         except SwiprError as error:
             return error
+
+    def _explained(self, error: SwiprError, source: int, job: Job) -> SwiprError:
+        from swiprctl.hints import explain
+
+        return explain(error, source, job.image.head if job.image is not None else b"")
 
     def _prediction(self, fields: dict[str, object]) -> Prediction:
         prediction = Prediction.parse(fields)

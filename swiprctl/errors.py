@@ -3,9 +3,12 @@
     SwiprError
     ├── UsageError            64   the command line is wrong
     ├── CannotOpen            66   the client may not or cannot open the file
+    ├── CannotWrite           73   the output file cannot be opened, or not gone on with
+    │   └── WriteFailed       74   it does not take everything
     ├── NoDaemon              69   nothing answers on the socket and none can be started
     ├── BadImage              65   bad-image
     ├── TooLarge              65   too-large
+    ├── BadRecords            65   the file has not the rows that predict writes
     ├── WorkerCrashed         70   worker-crashed
     ├── TryLater              75   (carries retry_after, seconds)
     │   ├── Overloaded             overloaded
@@ -33,6 +36,10 @@ class SwiprError(Exception):
     code = ""
     exit_status = 70
 
+    def lines(self) -> list[str]:
+        """What the command says of it, line by line."""
+        return [str(self)]
+
 
 class UsageError(SwiprError):
     """The command line asks for something that does not exist."""
@@ -44,6 +51,18 @@ class CannotOpen(SwiprError):
     """The client cannot open or read the file it was given."""
 
     exit_status = 66
+
+
+class CannotWrite(SwiprError):
+    """The output file cannot be opened, or does not have what the work could go on with."""
+
+    exit_status = 73
+
+
+class WriteFailed(CannotWrite):
+    """The output file does not take everything; what it has can be gone on with."""
+
+    exit_status = 74
 
 
 class NoDaemon(SwiprError):
@@ -63,6 +82,12 @@ class TooLarge(SwiprError):
     """The image has more bytes or pixels than the daemon takes."""
 
     code = "too-large"
+    exit_status = 65
+
+
+class BadRecords(SwiprError):
+    """The file has not the rows or objects that predict writes, or too many."""
+
     exit_status = 65
 
 

@@ -56,10 +56,14 @@ def pieces(source: bytes | bytearray | memoryview | BinaryIO) -> Iterator[memory
     if isinstance(source, bytes | bytearray | memoryview):
         yield memoryview(source).cast("B")
         return
+    empty = True
     try:
         while data := source.read(_CHUNK):
             if not isinstance(data, bytes | bytearray | memoryview):
                 raise TypeError("a file object must be opened in binary mode")
+            empty = False
             yield memoryview(data)
+        if empty and source.seekable() and source.tell() > 0:
+            raise CannotOpen("it has been read to its end already: seek(0) goes back")
     except (OSError, ValueError) as error:
         raise CannotOpen(f"cannot read the file: {error}") from error

@@ -22,6 +22,7 @@ from swiprd.folder.canary_image import canary_of
 from swiprd.folder.model_id import digest_weights
 from swiprd.folder.spec import ModelSpec, load_spec
 from swiprd.folder.toml_table import SpecError
+from swiprd.inference.decoders import readable
 from swiprd.inference.examined import EX_CONFIG, EX_SOFTWARE, Answer, CheckFailed, Examined
 from swiprd.system import console
 from swiprd.system.imagefile import read_image_bytes
@@ -174,6 +175,7 @@ def _describe(model: Examined, digest: str, seconds: dict[str, float]) -> dict[s
         "thresholds": list(spec.thresholds or ()),
         "resize": resize,
         "input": f"{recipe.crop_count} x 3 x {recipe.crop} x {recipe.crop}",
+        "formats": ", ".join(readable()),
         "weights": digest,
         "engine": model.engine,
         "device": model.device,

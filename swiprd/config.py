@@ -14,9 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from swiprctl.protocol import DEFAULT_TIMEOUT, MAX_TIMEOUT
+from swiprd.system.image_formats import FORMATS
 
 FOLDER = Path("/etc/swipr")
 DEFAULT_FILE = FOLDER / "swiprd.toml"
@@ -42,6 +43,7 @@ class Settings:
     first_byte: float = 5.0  # a new connection must say something within
     stall: float = 5.0  # a frame's next byte must come within
     slow_reader: float = 5.0  # an answer's next byte must be taken within
+    formats: tuple[str, ...] = FORMATS  # of images; those that lack a decoder are refused
     max_image: int = 64 << 20  # bytes of a file
     max_inline: int = 256 << 20  # bytes of all frames being read at once
     max_pixels: int = 178_956_970  # where Pillow calls an image a decompression bomb
@@ -113,7 +115,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             "--" + name.replace("_", "-"),
             type=_reader(name, kind),
             default=None,
-            metavar={Path: "PATH", str: "NAME", int: "N", float: "SECONDS"}[kind],
+            metavar=_METAVARS[kind],
             help=_help(name),
         )
 
@@ -203,7 +205,7 @@ def _reader(name: str, kind: type) -> Callable[[str], Any]:
 
     def read(text: str) -> Any:
         try:
-            value = kind(text)
+            value = text.split(",") if kind is tuple else kind(text)
         except ValueError:
             value = text  # of the wrong kind, which is what the error says then
         try:
@@ -222,6 +224,8 @@ def _checked(name: str, kind: type, value: Any) -> Any:
     """
     if kind is Path and isinstance(value, str) and "\0" not in value:
         value = Path(value)
+    if kind is tuple:
+        return _formats(value)
     fits = isinstance(value, (int, float) if kind is float else kind)
     if not fits or isinstance(value, bool):
         raise ValueError(f"expected {_KIND_NAMES[kind]}, found {value!r}")
@@ -236,14 +240,32 @@ def _checked(name: str, kind: type, value: Any) -> Any:
     return float(value) if kind is float else value
 
 
+def _formats(value: Any) -> tuple[str, ...]:
+    """Those of images that a list names, each once and in their own order.
+
+    Raises:
+        ValueError: it is not a list of them, or is empty.
+    """
+    named = value if isinstance(value, list) else [value]
+    for one in named:
+        if one not in FORMATS:
+            raise ValueError(f"expected some of {', '.join(FORMATS)}, found {one!r}")
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"expected a list of some of {', '.join(FORMATS)}, found {value!r}")
+    return tuple(one for one in FORMATS if one in value)
+
+
 def _kinds() -> dict[str, type]:
     hints = get_type_hints(Settings)
     kinds = {}
     for field in fields(Settings):
         hint = hints[field.name]
-        kinds[field.name] = get_args(hint)[0] if isinstance(hint, UnionType) else hint
+        kind = get_args(hint)[0] if isinstance(hint, UnionType) else hint
+        kinds[field.name] = get_origin(kind) or kind
     return kinds
 
+
+_METAVARS = {Path: "PATH", str: "NAME", int: "N", float: "SECONDS", tuple: "NAME,..."}
 
 _KIND_NAMES: dict[type, str] = {
     Path: "a path",
@@ -263,6 +285,7 @@ _HELP = {
     "first_byte": "close a connection that says nothing for so long",
     "stall": "close a connection that stops in the middle of a frame for so long",
     "slow_reader": "close a connection that does not take its answers for so long",
+    "formats": "of images that are read",
     "max_image": "bytes of an image's file",
     "max_inline": "bytes of all inline images being received at once",
     "max_pixels": "pixels of an image",
@@ -282,6 +305,7 @@ _HELP = {
 _OTHER_DEFAULTS = {
     "model": f"the one that is shipped, {DEFAULT_MODEL.name}, or the instance's",
     "max_timeout": "as timeout",
+    "formats": f"{','.join(FORMATS)}, where their decoders are installed",
     "idle_timeout": f"0, never; {INSTANCE_IDLE:g} for an instance; under systemd at least"
     f" {LEAST_IDLE:g}",
     "workers": "calibrated",

@@ -8,6 +8,7 @@ import zlib
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 
@@ -40,6 +41,17 @@ def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
+def heic(*images: Image.Image, **options: Any) -> bytes:
+    """Return pictures, of which the first is the primary one, as a HEIC file."""
+    pillow_heif = pytest.importorskip("pillow_heif")
+    holder = pillow_heif.HeifFile()
+    for image in images:
+        holder.add_from_pillow(image)
+    file = io.BytesIO()
+    holder.save(file, primary_index=0, **options)
+    return file.getvalue()
+
+
 def png(width: int, height: int, bits: int = 8, colour: int = 2, data: bytes = b"") -> bytes:
     """Return a PNG whose header claims what it is told, whatever `data` (compressed) holds."""
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
@@ -53,6 +65,15 @@ def bmp(width: int, height: int) -> bytes:
 
 def _chunk(name: bytes, data: bytes = b"") -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def claiming(data: bytes, width: int, height: int) -> bytes:
+    """Return an AVIF or a HEIC whose boxes claim this size, of each of its pictures."""
+    box = b"\0\0\0\x14ispe\0\0\0\0"  # of ISO/IEC 23008-12: two numbers follow
+    assert box in data
+    first, *others = data.split(box)
+    size = struct.pack(">II", width, height)
+    return first + b"".join(box + size + one[8:] for one in others)
 
 
 def many_scans(number: int, size: tuple[int, int] = (64, 48)) -> bytes:

@@ -90,6 +90,32 @@ def make_model(
     return model
 
 
+def endless() -> bytes:
+    """A Loop that never ends: it is loaded, and the first picture holds it for ever."""
+    true = numpy_helper.from_array(np.array(True), "true")
+    value, truth = TensorProto.FLOAT, TensorProto.BOOL
+    steps = [("go", "going"), ("v", "more")]
+    inner = helper.make_graph(
+        [helper.make_node("Identity", [one], [other]) for one, other in steps],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", truth, []),
+            helper.make_tensor_value_info("v", value, None),
+        ],
+        [
+            helper.make_tensor_value_info("going", truth, []),
+            helper.make_tensor_value_info("more", value, None),
+        ],
+    )
+    model = make_model()
+    model.graph.node[-1].output[0] = "before"
+    loop = helper.make_node("Loop", ["", "true", "before"], ["scores"], body=inner)
+    model.graph.node.append(loop)
+    model.graph.initializer.append(true)
+    return bytes(model.SerializeToString())
+
+
 def rows(crops: np.ndarray, classes: int = CLASSES) -> np.ndarray:
     """What the network answers by onnx's own reference: [n, 3, h, w] → softmax of [n, labels]."""
     from onnx.reference import ReferenceEvaluator

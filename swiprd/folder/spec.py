@@ -75,9 +75,8 @@ class Preprocess:
             `torch_bilinear`, `torch_bicubic` or `torch_lanczos`, Pillow's with the rounding of
             torchvision on tensors, as transformers 5 does.
         exif: `apply` turns the picture upright first; the plain torchvision loader ignores it.
-        draft: let the JPEG decoder deliver a smaller picture, at least 1.5 times the resized one,
-            and resize it with torch. Faster on large photos and no longer exact, hence off unless
-            the file asks for it.
+        draft: let the JPEG decoder deliver a smaller picture, at least 1.5 times the resized one.
+            Faster on large photos and no longer exact, hence off unless the file asks for it.
         mean, std: per channel (red, green, blue), of values from 0 to 1.
     """
 

@@ -3,34 +3,19 @@
 Runs in a worker, which may be killed at any moment: this is the only module that parses pixels
 from strangers. Whatever the bytes hold, its functions end in an array, `BadImage` or `TooLarge`.
 It maps no file (the sender could truncate it under us: SIGBUS), follows no path, knows no model,
-imports no torch, and decodes six formats, named one by one.
+imports no torch, and decodes only the formats that it is told (swiprd.inference.decoders).
 """
 
 from __future__ import annotations
 
-import io
 import logging
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
-
-# Imported here by name, since Image.open() would otherwise import every plugin there is for the
-# first WebP, and MPO (a JPEG that a phone appended a second picture to) only when one comes.
-from PIL import (
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    ImageOps,
-    JpegImagePlugin,
-    MpoImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    UnidentifiedImageError,
-    WebPImagePlugin,
-)
+from PIL import Image, ImageOps
 
 from swiprctl.errors import BadImage, TooLarge
 from swiprd.folder.spec import Preprocess
@@ -40,64 +25,65 @@ from swiprd.inference.decode_limits import (
     has_too_many_scans,
     too_many_pixels,
 )
-from swiprd.inference.preprocess import Shrink, preprocess, resized
+from swiprd.inference.decoders import DRAFTABLE, open_image
+from swiprd.inference.preprocess import preprocess, resized
+from swiprd.system.image_formats import FORMATS
 from swiprd.system.silence import silenced_stderr
 
-_FORMATS = tuple(
-    plugin.format
-    for plugin in (
-        JpegImagePlugin.JpegImageFile,
-        PngImagePlugin.PngImageFile,
-        WebPImagePlugin.WebPImageFile,
-        GifImagePlugin.GifImageFile,
-        BmpImagePlugin.BmpImageFile,
-        TiffImagePlugin.TiffImageFile,
-    )
-)
 _DRAFT = 1.5
 """A drafted picture has at least so many times the edges it is resized to. The decoder halves: with
 2 a photo of 4,000 pixels would not be drafted for 1,024, with 1.5 it decodes to 2,000."""
-
-_DRAFTABLE = (JpegImagePlugin.JpegImageFile.format, MpoImagePlugin.MpoImageFile.format)
 
 # Pillow logs an error for some of what it also raises; the raised one reaches the sender.
 logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
 
 
 def decode(
-    data: bytes, recipe: Preprocess, max_pixels: int = MAX_PIXELS, shrink: Shrink | None = None
+    data: bytes,
+    recipe: Preprocess,
+    max_pixels: int = MAX_PIXELS,
+    formats: Sequence[str] = FORMATS,
 ) -> np.ndarray:
     """Turn an image file's bytes into float32 crops of shape [crops, 3, crop, crop].
 
     Args:
-        shrink: what resizes in place of Pillow for a recipe with `draft`; see `preprocess`.
+        formats: names of those that are decoded.
 
     Raises:
-        BadImage: not an image in one of the six formats, or one that cannot be decoded whole.
+        BadImage: not an image in one of the formats, or one that cannot be decoded whole.
         TooLarge: more than `max_pixels`, as it comes or once resized.
     """
-    return preprocess(load_image(data, recipe, max_pixels), recipe, max_pixels, shrink)
+    image = load_image(data, recipe, max_pixels, formats)
+    return preprocess(image, recipe, max_pixels)
 
 
-def load_image(data: bytes, recipe: Preprocess, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_image(
+    data: bytes,
+    recipe: Preprocess,
+    max_pixels: int = MAX_PIXELS,
+    formats: Sequence[str] = FORMATS,
+) -> Image.Image:
     """Decode the first frame to RGB, as `Image.convert("RGB")` does; upright if `recipe` says so.
 
+    A HEIC is upright in any case: there a turn is a part of the picture (`irot`, `imir`), which
+    its decoder carries out. An AVIF's is reported by Pillow as an EXIF orientation.
+
     Raises:
-        BadImage: not an image in one of the six formats, one that cannot be decoded whole, or
+        BadImage: not an image in one of the formats, one that cannot be decoded whole, or
             one that is made to keep the decoder busy.
         TooLarge: more than `max_pixels`, by its header, before any of it is decoded.
     """
     if has_too_many_scans(data):
         raise BadImage(f"a JPEG of more than {MAX_SCANS} scans, where ten are usual")
     with _decoding(max_pixels):
-        image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = open_image(data, formats)
         width, height = image.size
         if width * height > max_pixels:
             raise too_many_pixels(width, height, max_pixels)
         if width * height == 0:
             raise BadImage("an image without pixels")
         upright = recipe.exif == "apply"
-        if recipe.draft and image.format in _DRAFTABLE:
+        if recipe.draft and image.format in DRAFTABLE:
             needed = resized(width, height, recipe)
             if upright and image.getexif().get(0x0112, 1) >= 5:  # Orientation: lies on its side
                 needed = resized(height, width, recipe)[::-1]
@@ -106,6 +92,8 @@ def load_image(data: bytes, recipe: Preprocess, max_pixels: int = MAX_PIXELS) ->
         # could fill the log.
         with silenced_stderr() if image.format == "TIFF" else nullcontext():
             image.load()
+        if image.width * image.height > max_pixels:  # libheif finds out as it decodes
+            raise too_many_pixels(*image.size, max_pixels)
         if upright:
             ImageOps.exif_transpose(image, in_place=True)
         return _to_rgb(image)
@@ -123,8 +111,6 @@ def _decoding(max_pixels: int) -> Iterator[None]:
             yield
     except (BadImage, TooLarge):
         raise
-    except UnidentifiedImageError as error:
-        raise BadImage("not a JPEG, PNG, WebP, GIF, BMP or TIFF image") from error
     except Image.DecompressionBombError as error:
         raise TooLarge(_reason(error).partition(", could be")[0]) from error
     except MemoryError as error:

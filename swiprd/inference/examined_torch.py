@@ -84,9 +84,7 @@ class ExaminedTorch:
         """
         loaded, engine = self._loaded, self._engine
         begun = time.monotonic()
-        # torch's own resizing only where torch serves. Both get the same crops: they are compared.
-        shrink = None if engine.serves else loaded.shrink
-        crops = decode.decode(data, self.spec.preprocess, CANARY_LIMITS.max_pixels, shrink)
+        crops = decode.decode(data, self.spec.preprocess, CANARY_LIMITS.max_pixels)
         decoded = time.monotonic()
         try:
             answers = loaded.probabilities(crops[None])

@@ -10,6 +10,7 @@ What the front and it say to each other is in swiprd.system.messages.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import selectors
@@ -155,19 +156,26 @@ class Forkserver:
 
 def _load_model(command: Load) -> tuple[Engine, Loaded]:
     from swiprd.folder.spec import load_spec
-    from swiprd.inference import worker  # noqa: F401 - imported once here, not in every child
+    from swiprd.inference.decoders import VERSIONS, readable
     from swiprd.inference.engines import load_engine
 
+    _import_worker()
     engine, device, note = load_engine(load_spec(Path(command.folder)), command)
     return engine, Loaded(
         labels=engine.labels,
         model=engine.model_id,
-        versions=engine.versions,
+        versions=engine.versions | VERSIONS,
         device=device,
         engine=engine.name,
         difference=engine.difference,
         engine_note=note,
+        formats=readable(),
     )
+
+
+def _import_worker() -> None:
+    """Import what every worker needs, once, and not in every child."""
+    from swiprd.inference import worker  # noqa: F401
 
 
 def main() -> None:
@@ -179,6 +187,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     server = Forkserver(socket.socket(fileno=descriptor))
+    with contextlib.suppress(ImportError):  # `load` tries again, and tells why not
+        _import_worker()  # while the front, perhaps, still imports its own modules
     try:
         server.run()
     except (BrokenPipeError, ConnectionResetError):

@@ -29,7 +29,6 @@ from swiprd.folder.spec import IMAGENET_CLASSES, ModelSpec
 from swiprd.folder.toml_table import SpecError
 from swiprd.inference.onnx_network import Network, UnfitNetwork
 from swiprd.inference.onnx_session import NoSession, OnnxSource
-from swiprd.inference.preprocess import Shrink
 
 INPUT, OUTPUT = "crops", "outputs"
 """What compiled forms call their input, float32 [n, 3, crop, crop], and their output, [n, labels]:
@@ -57,7 +56,6 @@ class OnnxModel:
 
     name: Literal["onnx"] = "onnx"
     device = "cpu"
-    shrink: Shrink | None = None
 
     def __init__(
         self,
@@ -209,10 +207,8 @@ def load_onnx_file(spec: ModelSpec) -> OnnxModel:
         SpecError: the file is not fit to be served, or onnxruntime is not installed.
     """
     assert spec.labels != "imagenet"  # load_spec has seen to it
-    digest = spec.sha256 or digest_weights(spec)
-    model_id = identify(replace(spec, sha256=digest))
     try:
-        model = OnnxModel(spec, spec.weights, spec.labels, model_id)
+        model = OnnxModel(spec, spec.weights, spec.labels, model_id="")
     except NoCompiledForm as error:
         found = str(error).removeprefix(f"{spec.weights}: ")
         raise SpecError(spec.weights, "", _FIT, f"what cannot be: {found}") from None
@@ -224,6 +220,8 @@ def load_onnx_file(spec: ModelSpec) -> OnnxModel:
     except SpecError:
         model.close()
         raise
+    # Of the very bytes that were opened, unless model.toml names a digest, which is believed.
+    model.model_id = identify(replace(spec, sha256=spec.sha256 or model.sha256))
     return model
 
 

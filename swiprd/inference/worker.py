@@ -88,6 +88,7 @@ def _decode(descriptor: int, limits: Limits, engine: Engine) -> np.ndarray:
         os.close(descriptor)
     try:
         with processor_time(limits.max_decode):
-            return decode.decode(data, engine.spec.preprocess, limits.max_pixels, engine.shrink)
+            recipe = engine.spec.preprocess
+            return decode.decode(data, recipe, limits.max_pixels, limits.formats)
     except MemoryError:
         raise TooLarge("the image needs more memory than there is") from None

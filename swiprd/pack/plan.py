@@ -142,9 +142,10 @@ def _fit(
             f" {', '.join(one.architecture for one in fits)}"
         )
     named = content.get("arch") if isinstance(content, dict) else None
-    hint = ""
+    near = detect.nearest(tensors)
+    hint = f". {near}" if near else ""
     if isinstance(named, str) and re.fullmatch(r"\w{1,64}", named):
-        hint = f'. The checkpoint calls it "{named}": if that is timm\'s name, --architecture'
+        hint += f'. The checkpoint calls it "{named}": if that is timm\'s name, --architecture'
         hint += f" {TIMM}{named}"
     raise Unclear(
         "--architecture: no classifier of torchvision has exactly these tensors"

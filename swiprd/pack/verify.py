@@ -34,7 +34,7 @@ def prove(folder: Path, trusted: Code | None = None) -> Answer:
     try:
         loaded = load_model(load_spec(folder), trusted)
         begin = time.perf_counter()
-        crops = decode.decode(picture(), loaded.spec.preprocess, shrink=loaded.shrink)
+        crops = decode.decode(picture(), loaded.spec.preprocess)
         row = loaded.probabilities(crops[None])[0]
         seconds = time.perf_counter() - begin
     except SpecError as error:

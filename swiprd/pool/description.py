@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from swiprd.folder.spec import ModelSpec
 from swiprd.system.messages import Loaded
 
 
-def describe_model(spec: ModelSpec, loaded: Loaded) -> dict[str, object]:
-    """The model that serves, from its folder and from what the forkserver says of it."""
+def describe_model(spec: ModelSpec, loaded: Loaded, formats: Sequence[str]) -> dict[str, object]:
+    """The model that serves, from its folder and from what the forkserver says of it.
+
+    Args:
+        formats: of images, that the settings allow.
+    """
     preprocess = spec.preprocess
     return {
         "name": spec.name,
@@ -23,6 +29,7 @@ def describe_model(spec: ModelSpec, loaded: Loaded) -> dict[str, object]:
             "crops": preprocess.crop_count,
             "exact": not preprocess.draft,
         },
+        "formats": [name for name in formats if name in loaded.formats],
         "device": loaded.device,
         "engine": loaded.engine,
         "engine_note": loaded.engine_note,

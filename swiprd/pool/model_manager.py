@@ -164,7 +164,7 @@ class ModelManager:
         """
         pool, spec = self.current()
         return {
-            **describe_model(spec, pool.staff.loaded),
+            **describe_model(spec, pool.staff.loaded, self._settings.formats),
             "max_timeout": self._settings.ceiling,
         }
 

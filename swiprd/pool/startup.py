@@ -56,6 +56,7 @@ async def load(
             max_bytes=settings.max_image,
             max_pixels=settings.max_pixels,
             max_decode=settings.max_decode,
+            formats=settings.formats,
         ),
         canary=canary,
         ids=ids,

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from swiprctl.errors import BadRequest, SwiprError
+from swiprd.system.image_formats import FORMATS
 
 Fields = Mapping[str, object]
 
@@ -92,6 +93,7 @@ class Loaded:
         difference: the largest by which a probability of the compiled form was seen to differ from
             torch's when it was proven; None where torch runs it.
         engine_note: why it is not the compiled form, where that was possible; else empty.
+        formats: names of those of images for which decoders are installed.
     """
 
     labels: tuple[str, ...]
@@ -101,6 +103,7 @@ class Loaded:
     engine: str = "torch"
     difference: float | None = None
     engine_note: str = ""
+    formats: tuple[str, ...] = FORMATS
 
     def fields(self) -> dict[str, object]:
         """The frame's map."""
@@ -109,10 +112,9 @@ class Loaded:
     @classmethod
     def parse(cls, fields: Fields) -> Loaded:
         """Read a frame's map."""
-        labels: list[object] = _get(fields, "labels", list)
         versions: dict[str, object] = _get(fields, "versions", dict)
         return cls(
-            labels=tuple(_is(label, "labels", str) for label in labels),
+            labels=_texts(fields, "labels"),
             model=_get(fields, "model", str),
             versions={name: _is(one, "versions", str) for name, one in versions.items()},
             device=_get(fields, "device", str),
@@ -121,6 +123,7 @@ class Loaded:
             if fields.get("difference") is None
             else _get(fields, "difference", float),
             engine_note=_get(fields, "engine_note", str),
+            formats=_texts(fields, "formats"),
         )
 
 
@@ -211,16 +214,18 @@ class Exited:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What an image may cost.
+    """What an image may cost, and be.
 
     Attributes:
         max_bytes, max_pixels: of the image.
         max_decode: seconds of processor time that its decoder may take.
+        formats: names of those that are decoded.
     """
 
     max_bytes: int
     max_pixels: int
     max_decode: float
+    formats: tuple[str, ...] = FORMATS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,7 +247,7 @@ class Order:
     def fields(self) -> dict[str, object]:
         """The frame's map."""
         head = {"id": self.id, "size": self.size, "threads": self.threads}
-        return {**head, **vars(self.limits)}
+        return {**head, **vars(self.limits), "formats": list(self.limits.formats)}
 
     @classmethod
     def parse(cls, fields: Fields) -> Order:
@@ -255,6 +260,7 @@ class Order:
                 max_bytes=_get(fields, "max_bytes", int),
                 max_pixels=_get(fields, "max_pixels", int),
                 max_decode=_seconds(fields, "max_decode"),
+                formats=_texts(fields, "formats"),
             ),
         )
 
@@ -328,6 +334,11 @@ def parse_report(fields: Fields) -> Report:
 
 def _get(fields: Fields, key: str, kind: type[_T]) -> _T:
     return _is(fields.get(key), key, kind)
+
+
+def _texts(fields: Fields, key: str) -> tuple[str, ...]:
+    found: list[object] = _get(fields, key, list)
+    return tuple(_is(one, key, str) for one in found)
 
 
 def _seconds(fields: Fields, key: str) -> float:

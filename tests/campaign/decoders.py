@@ -15,12 +15,13 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from imagefiles import bmp, encoded, picture, png
+from imagefiles import bmp, claiming, encoded, heic, picture, png
 from modelfolders import photo
 from vitals import Vitals
 
 from campaign.front import serving
 from campaign.outcome import Outcome
+from swiprd.inference.decoders import readable
 
 SECONDS = 120.0
 
@@ -128,7 +129,28 @@ def _seeds() -> list[tuple[str, bytes]]:
         ),
         ("bomb png", png(30_000, 30_000)),
         ("bomb bmp", bmp(30_000, 30_000)),
+        *_phones(small),
     ]
+
+
+def _phones(size: tuple[int, int]) -> Iterator[tuple[str, bytes]]:
+    """What telephones take, where it is read here: with tiles, with alpha, of several pictures."""
+    if "avif" in readable():
+        several = {"save_all": True, "append_images": [picture(*size, seed=1)]}
+        yield "avif", encoded(picture(*size), "AVIF")
+        yield "avif alpha", encoded(picture(*size, "RGBA"), "AVIF")
+        yield "animated AVIF", encoded(picture(*size), "AVIF", **several)
+        yield "bomb avif", claiming(encoded(picture(64, 64), "AVIF"), 30_000, 30_000)
+        yield "swollen avif", claiming(encoded(picture(64, 64), "AVIF"), 4_000, 4_000)
+        yield "shrunk avif", claiming(encoded(picture(2000, 2000), "AVIF"), 8, 8)
+    if "heic" in readable():
+        yield "heic", heic(picture(*size))
+        yield "heic alpha", heic(picture(*size, "RGBA"))
+        yield "heic of two", heic(picture(*size), picture(*size, seed=1))
+        yield "heic tiles", heic(picture(256, 192), tile_size=64)
+        yield "bomb heic", claiming(heic(picture(64, 64)), 30_000, 30_000)
+        yield "bomb heic tiles", claiming(heic(picture(256, 192), tile_size=64), 30_000, 30_000)
+        yield "shrunk heic", claiming(heic(picture(2000, 2000)), 8, 8)
 
 
 def _truncate(data: bytearray, rng: random.Random) -> None:

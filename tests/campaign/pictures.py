@@ -10,6 +10,7 @@ import torch
 from modelfolders import make_folder
 from PIL import Image
 
+from campaign import engine
 from swiprd.folder.spec import load_spec
 from swiprd.inference import decode, model
 
@@ -39,8 +40,8 @@ def _model(folder: Path, architecture: str, edge: int) -> Path:
     make_folder(folder, architecture, extra=_PREPROCESS.format(edge))
     file = folder / "model.toml"
     # Pictures so small are all alike to it: a softmax would make one of two rows of them.
-    file.write_text(file.read_text().replace('"softmax"', '"none"'))
-    return folder
+    file.write_text(file.read_text().replace('"softmax"', '"sigmoid"'))
+    return engine.prepare(folder)
 
 
 class Pictures:
@@ -58,7 +59,7 @@ class Pictures:
         self.rows = np.empty((0, len(loaded.labels)))
         while len(self.files) < count:
             data = _picture(rng)
-            crops = decode.decode(data, loaded.spec.preprocess, shrink=loaded.shrink)
+            crops = decode.decode(data, loaded.spec.preprocess)
             row = loaded.probabilities(crops[None])[0].astype(np.float64)
             if any(_difference(row, other) < _APART for other in self.rows):
                 continue

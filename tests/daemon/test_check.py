@@ -19,7 +19,9 @@ from swiprd.check import check as swiprd_check
 from swiprd.folder.model_id import identify
 from swiprd.folder.spec import load_spec
 from swiprd.inference import decode
+from swiprd.inference.decoders import readable
 from swiprd.inference.model import load_model
+from swiprd.system.image_formats import either
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
@@ -90,6 +92,7 @@ def test_a_model_that_works(
         "activation": "softmax",
         "resize": "short edge 256",
         "input": "1 x 3 x 224 x 224",
+        "formats": ", ".join(readable()),
         "weights": f"sha256 {digest}, not recorded in model.toml",
         "device": "cpu",
         "threads": str(torch.get_num_threads()),
@@ -106,7 +109,7 @@ def test_a_model_that_works(
         assert torch.allclose(found, expected, rtol=0, atol=1e-4)
     assert err == (
         "swiprd: none.jpg: No such file or directory\n"
-        "swiprd: labels.txt: not a JPEG, PNG, WebP, GIF, BMP or TIFF image\n"
+        f"swiprd: labels.txt: not a {either(readable())} image\n"
     )
     assert status == 66
 

@@ -15,6 +15,7 @@ import pytest
 from swiprctl.protocol import DEFAULT_TIMEOUT
 from swiprd import config
 from swiprd.config import ConfigError, Settings, add_options, load_settings
+from swiprd.system.image_formats import FORMATS
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -100,6 +101,11 @@ class TestSources:
     def test_the_file_of_a_command_line_must_be_there(self, load: Load, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"nosuch\.toml: No such file or directory"):
             load("--config", str(tmp_path / "nosuch.toml"))
+
+    def test_a_list(self, load: Load) -> None:
+        assert load().formats == FORMATS
+        assert load(file='formats = ["png", "jpeg", "png"]').formats == ("jpeg", "png")
+        assert load("--formats=heic,jpeg", file='formats = ["png"]').formats == ("jpeg", "heic")
 
     def test_settings_are_frozen(self, load: Load) -> None:
         with pytest.raises(dataclasses.FrozenInstanceError):
@@ -244,6 +250,18 @@ class TestErrors:
             ("cache = false", "cache: expected a path, found False"),
             ("device = 0", "device: expected a name, found 0"),
             ('device = "gpu"', "device: expected one of auto, cpu, cuda, found 'gpu'"),
+            ('formats = ["jpg"]', f"formats: expected some of {', '.join(FORMATS)}, found 'jpg'"),
+            ("formats = [5]", f"formats: expected some of {', '.join(FORMATS)}, found 5"),
+            ("formats = [[]]", f"formats: expected some of {', '.join(FORMATS)}, found []"),
+            ("formats = 5", f"formats: expected some of {', '.join(FORMATS)}, found 5"),
+            (
+                'formats = "png"',
+                f"formats: expected a list of some of {', '.join(FORMATS)}, found 'png'",
+            ),
+            (
+                "formats = []",
+                f"formats: expected a list of some of {', '.join(FORMATS)}, found []",
+            ),
         ],
     )
     def test_a_bad_value(self, load: Load, tmp_path: Path, text: str, error: str) -> None:
@@ -292,6 +310,10 @@ class TestErrors:
             ("--timeout=inf", "argument --timeout: expected at most 3600, found inf"),
             ("--max-pixels=-1", "argument --max-pixels: expected at least 1, found -1"),
             ("--device=tpu", "argument --device: expected one of auto, cpu, cuda, found 'tpu'"),
+            (
+                "--formats=png,",
+                f"argument --formats: expected some of {', '.join(FORMATS)}, found ''",
+            ),
         ],
     )
     def test_an_option(self, load: Load, argument: str, error: str) -> None:

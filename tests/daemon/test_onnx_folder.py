@@ -17,9 +17,10 @@ from conftest import StartDaemon  # noqa: E402 - they need what may not be there
 from daemonprocess import forkservers  # noqa: E402
 from modelfolders import photo  # noqa: E402
 from onnx import helper  # noqa: E402
-from onnxfiles import EDGE, make_model, make_onnx_folder, rows  # noqa: E402
+from onnxfiles import EDGE, endless, make_model, make_onnx_folder, rows  # noqa: E402
 
 from swiprctl.client import Client  # noqa: E402
+from swiprd.check import check as swiprd_check  # noqa: E402
 from swiprd.folder.spec import load_spec  # noqa: E402
 from swiprd.inference.decode import decode  # noqa: E402
 
@@ -96,32 +97,6 @@ def mismatched() -> bytes:
     return bytes(model.SerializeToString())
 
 
-def endless() -> bytes:
-    """A Loop that never ends: it is loaded, and the first picture holds it for ever."""
-    true = onnx.numpy_helper.from_array(np.array(True), "true")
-    value, truth = onnx.TensorProto.FLOAT, onnx.TensorProto.BOOL
-    steps = [("go", "going"), ("v", "more")]
-    inner = helper.make_graph(
-        [helper.make_node("Identity", [one], [other]) for one, other in steps],
-        "body",
-        [
-            helper.make_tensor_value_info("i", onnx.TensorProto.INT64, []),
-            helper.make_tensor_value_info("go", truth, []),
-            helper.make_tensor_value_info("v", value, None),
-        ],
-        [
-            helper.make_tensor_value_info("going", truth, []),
-            helper.make_tensor_value_info("more", value, None),
-        ],
-    )
-    model = make_model()
-    model.graph.node[-1].output[0] = "before"
-    loop = helper.make_node("Loop", ["", "true", "before"], ["scores"], body=inner)
-    model.graph.node.append(loop)
-    model.graph.initializer.append(true)
-    return bytes(model.SerializeToString())
-
-
 HOSTILE = {
     "strange": (strange, "has operators that the ONNX standard has not: evil.corp.Run."),
     "elsewhere": (elsewhere, "has tensors in another file ('../../../../etc/passwd'): 'swiprd"),
@@ -180,6 +155,16 @@ def test_check_needs_no_torch(folder: Path, no_torch: dict[str, str], tmp_path: 
     assert said["forward pass"] == "ok"
     row = [float(one) for one in done.stdout.splitlines()[-1].split(",")]
     assert row == pytest.approx(expected(folder, photo(1)), abs=1e-4)
+
+
+def test_check_gives_up_one_that_never_answers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "model.onnx").write_bytes(endless())
+    monkeypatch.setattr("swiprd.inference.separate._PATIENCE", 3.0)
+    assert swiprd_check(folder, [], "cpu") == 70
+    said = f"swiprd: {folder}: the network fails: an answer takes onnxruntime more than 3 s\n"
+    assert capfd.readouterr().err == said
 
 
 def test_check_says_what_is_not_installed(folder: Path, no_torch: dict[str, str]) -> None:

@@ -14,8 +14,9 @@ import pytest
 pytestmark = pytest.mark.timeout(30)
 
 ROOT = Path(__file__).parent.parent.parent
-HEAVY = {"torch", "torchvision", "numpy", "PIL", "timm", "safetensors", "onnx", "onnxruntime"}
-HEAVY |= {"transformers"}
+HEAVY = {"torch", "torchvision", "timm", "safetensors", "onnx", "onnxruntime"} | {
+    *("numpy", "PIL", "pillow_heif", "transformers")
+}
 
 MAY_BE_HEAVY = {"swiprd.inference", "swiprd.pack", "swiprd.training", "swiprd.check"}
 """Folders, and one command, that may import torch. Each of them runs in a process of its own."""
@@ -48,7 +49,8 @@ PRINTED = {"swiprctl.report", "swiprctl.rows"}
 WITHOUT_TORCH = {
     f"swiprd.inference.{name}"
     for name in (
-        *("area", "decode", "decode_limits", "engine", "examined", "examined_onnx", "fixed_point"),
+        *("area", "decode", "decode_limits", "decoders", "engine", "examined", "examined_onnx"),
+        "fixed_point",
         *("forkserver", "onnx_model", "onnx_network", "onnx_session", "preprocess", "sampling"),
         "separate",
         "worker",
@@ -56,7 +58,7 @@ WITHOUT_TORCH = {
 }
 """Of what runs models, those that know no library that does: they serve beside any."""
 
-LIGHT_ENOUGH = {"numpy", "PIL"}
+LIGHT_ENOUGH = {"numpy", "PIL", "pillow_heif"}
 """What these may import all the same."""
 
 ANYTHING = re.compile(r"\b(Base)?Exception\b")

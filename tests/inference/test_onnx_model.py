@@ -17,6 +17,7 @@ from modelfolders import make_module  # noqa: E402 - they need what may not be t
 from onnx import TensorProto, helper  # noqa: E402
 from onnxfiles import CLASSES, EDGE, make_model, make_onnx_folder, rows  # noqa: E402
 
+from swiprd.folder.model_id import identify  # noqa: E402
 from swiprd.folder.spec import load_spec  # noqa: E402
 from swiprd.folder.toml_table import SpecError  # noqa: E402
 from swiprd.inference.engines import load_engine  # noqa: E402
@@ -94,6 +95,14 @@ def test_a_number_of_pictures_that_nothing_shows_is_met_one_by_one(tmp_path: Pat
     loaded.close()
 
 
+def test_its_id_is_what_everybody_else_computes(tmp_path: Path) -> None:
+    folder = make_onnx_folder(tmp_path / "m")
+    model = load(folder)
+    assert model.model_id == identify(load_spec(folder))
+    assert model.model_id.startswith("bird@")
+    model.close()
+
+
 def test_the_output_that_counts(tmp_path: Path) -> None:
     model = make_model(outputs=("scores", "hidden"))
     folder = make_onnx_folder(tmp_path / "m", model, extra='output = "scores"\n')
@@ -125,6 +134,12 @@ def indifferent(*shape: int | str, kind: int = TensorProto.FLOAT) -> Any:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
+def elsewhere() -> Any:
+    model = make_model()
+    onnx.external_data_helper.set_external_data(model.graph.initializer[0], "weights.bin")
+    return model
+
+
 WHOLE = "model.onnx: expected an ONNX file that can be served, found what cannot be: "
 SHAPE = "model.onnx: expected an input of tensor(float) [n, 3, h, w] or [n, h, w, 3], found "
 THREE = "model.onnx: expected pictures of 3 channels: [n, 3, h, w] or [n, h, w, 3], found "
@@ -149,6 +164,7 @@ THREE = "model.onnx: expected pictures of 3 channels: [n, 3, h, w] or [n, h, w, 
          "model.toml: output: expected one of scores, hidden, found nothing"),
         (make_model(), 'output = "logits"\n',
          "model.toml: output: expected one of scores, found 'logits'"),
+        (elsewhere(), "", WHOLE + "has tensors in another file ('weights.bin'): 'swiprd pack'"),
         (b"", "", WHOLE + "empty"),
         (b"\x08\x08", "", WHOLE + "not an ONNX file: there is no graph in it"),
         (make_model().SerializeToString()[:300], "", WHOLE + "truncated or damaged, or no ONNX"),

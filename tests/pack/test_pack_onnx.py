@@ -20,7 +20,7 @@ pytest.importorskip("onnxruntime")
 
 from modelfolders import make_module, photo  # noqa: E402 - they need what may not be there
 from onnx import helper  # noqa: E402
-from onnxfiles import CLASSES, EDGE, make_model, rows  # noqa: E402
+from onnxfiles import CLASSES, EDGE, endless, make_model, rows  # noqa: E402
 
 from swiprd.__main__ import main  # noqa: E402
 from swiprd.folder.spec import load_spec  # noqa: E402
@@ -216,7 +216,7 @@ def test_softmax_before_what_changes_nothing(pack: Pack) -> None:
     model.graph.node[-1].output[0] = "before"
     model.graph.node.append(helper.make_node("Identity", ["before"], ["scores"]))
     assert pack(model, *LABELS) == 0
-    assert pack.toml["activation"] == "none"
+    assert pack.said["activation"].startswith("none (the file ends in Softmax: ")
 
 
 def test_an_activation_is_not_done_twice(pack: Pack) -> None:
@@ -353,6 +353,12 @@ def test_a_process_that_dies_is_named(pack: Pack, monkeypatch: pytest.MonkeyPatc
     (first / "onnxruntime.py").write_text("import os; os.kill(os.getpid(), 11)")
     monkeypatch.setenv("PYTHONPATH", str(first))
     assert pack.refused(make_model(), *LABELS) == "onnxruntime's process was ended by SIGSEGV"
+
+
+def test_one_that_never_answers_is_given_up(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swiprd.inference.onnx_probe._PATIENCE", 4.0)
+    said = "onnxruntime takes more than 4 s to answer"
+    assert pack.refused(endless(), *LABELS) == said
 
 
 @pytest.mark.parametrize(
