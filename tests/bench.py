@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from daemonprocess import DaemonProcess, wait_until
-from modelfolders import make_folder, photo
+from modelfolders import compile_into, make_folder, photo
 
 CLIENT = Path(sys.prefix) / "client" / "bin"
 """Where `make bench` installs the client as a user would: not editable, and compiled."""
@@ -168,13 +168,6 @@ def calibrated(daemon: DaemonProcess, folder: Path) -> dict[str, int]:
     )
     shape: dict[str, int] = daemon.status()["shape"]
     return shape
-
-
-def compile_into(model: Path) -> None:
-    """Make the compiled form of a model's folder, in that folder."""
-    for module in ("compile", "prove"):
-        command = [sys.executable, "-P", "-m", f"swiprd.inference.{module}", str(model), str(model)]
-        subprocess.run(command, env=quietly(), check=True)
 
 
 def paired(pairs: list[tuple[float, float]]) -> dict[str, float]:

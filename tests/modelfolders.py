@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -78,3 +81,13 @@ image = "canary.jpg"
 {extra}"""
     )
     return folder
+
+
+def compile_into(folder: Path) -> None:
+    """Make the compiled form of a model's folder, in that folder."""
+    for module in ("compile", "prove"):
+        subprocess.run(
+            [sys.executable, "-P", "-m", f"swiprd.inference.{module}", str(folder), str(folder)],
+            env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},
+            check=True,
+        )

@@ -20,6 +20,7 @@ from daemonprocess import PATIENCE, DaemonProcess, Peer
 from person import Person, Say
 from unprivileged import Unprivileged
 
+from campaign import engine
 from campaign.host import folder
 from campaign.pictures import Pictures, quick_model
 from swiprctl.errors import SwiprError
@@ -144,7 +145,12 @@ def scene(
         model = quick_model(place / "model")
         pictures = Pictures(place / "in", model, count=_PICTURES, seed=seed)
         daemon = Unprivileged(
-            place / "d", *arguments, model=model, environment=environment, subuids=subuids
+            place / "d",
+            engine.argument(),
+            *arguments,
+            model=model,
+            environment=environment,
+            subuids=subuids,
         )
         try:
             daemon.wait_ready()

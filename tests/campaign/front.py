@@ -11,6 +11,8 @@ from pathlib import Path
 from daemonprocess import DaemonProcess
 from modelfolders import make_folder
 
+from campaign import engine
+
 ALONE = ("--workers=1", "--threads=1", "--batch=1")
 
 _QUICK = """
@@ -28,8 +30,9 @@ def serving(
     with tempfile.TemporaryDirectory(prefix="swipr") as name:
         folder = Path(name)
         folder.chmod(0o755)
-        model = make_folder(folder / "model", architecture, extra=_QUICK if quick else "")
-        daemon = DaemonProcess(folder / "d", *ALONE, *arguments, model=model)
+        extra = _QUICK if quick else ""
+        model = engine.prepare(make_folder(folder / "model", architecture, extra=extra))
+        daemon = DaemonProcess(folder / "d", *ALONE, engine.argument(), *arguments, model=model)
         try:
             daemon.wait_ready()
             daemon.path.chmod(0o666)

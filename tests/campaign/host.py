@@ -16,6 +16,8 @@ from typing import Any
 
 from daemonprocess import PATIENCE, DaemonProcess, forkservers, own_children, signal_if_there
 
+from campaign import engine
+
 _LAUNCH = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
@@ -44,6 +46,7 @@ class Host(DaemonProcess):
             *(sys.executable, "-c", _LAUNCH, str(self._listener.fileno())),
             *("--config", os.devnull, "--cache", str(folder / "cache"), "--model", str(model)),
             "--max-timeout=3600",
+            engine.argument(),
             *arguments,
         ]
         self._begin()

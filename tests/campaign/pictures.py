@@ -10,6 +10,7 @@ import torch
 from modelfolders import make_folder
 from PIL import Image
 
+from campaign import engine
 from swiprd.folder.spec import load_spec
 from swiprd.inference import decode, model
 
@@ -39,8 +40,8 @@ def _model(folder: Path, architecture: str, edge: int) -> Path:
     make_folder(folder, architecture, extra=_PREPROCESS.format(edge))
     file = folder / "model.toml"
     # Pictures so small are all alike to it: a softmax would make one of two rows of them.
-    file.write_text(file.read_text().replace('"softmax"', '"none"'))
-    return folder
+    file.write_text(file.read_text().replace('"softmax"', '"sigmoid"'))
+    return engine.prepare(folder)
 
 
 class Pictures:

@@ -12,9 +12,9 @@ from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, get_args
 
-from campaign import SCENARIOS
+from campaign import SCENARIOS, engine
 from campaign.outcome import Outcome, table
 
 _LEAST = 60.0  # seconds that any scenario may take, however small the scale
@@ -28,6 +28,7 @@ class _TooLong(BaseException):
 def main() -> int:
     """Run what the command line asks for; 1 if a promise did not hold."""
     options = _options()
+    engine.chosen = options.engine
     outcomes = []
     for number, name in enumerate(options.only, start=1):
         print(f"[{number}/{len(options.only)}] {name} …", file=sys.stderr, flush=True)
@@ -71,6 +72,7 @@ def _write(file: Path, outcomes: list[Outcome], options: argparse.Namespace) -> 
     document = {
         "scale": options.scale,
         "seed": options.seed,
+        "engine": options.engine,
         "outcomes": [asdict(outcome) for outcome in outcomes],
     }
     file.write_text(json.dumps(document, indent=1) + "\n")
@@ -87,6 +89,12 @@ def _options() -> argparse.Namespace:
         default=SCENARIOS,
         metavar="NAME",
         help=f"of {', '.join(SCENARIOS)}",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=get_args(engine.Engine),
+        default=engine.chosen,
+        help="what the daemons serve with (default: %(default)s)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the outcomes here, too")
     return parser.parse_args()

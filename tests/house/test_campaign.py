@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from importlib import import_module
+from typing import get_args
 
 import pytest
-from campaign import SCENARIOS
+from campaign import SCENARIOS, engine
 from campaign.outcome import Outcome, table
 
 SHORT = 0.01
@@ -15,7 +16,11 @@ SHORT = 0.01
 @pytest.mark.long
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_it_holds_in_short(name: str) -> None:
+@pytest.mark.parametrize("served_by", get_args(engine.Engine))
+def test_it_holds_in_short(
+    name: str, served_by: engine.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "chosen", served_by)
     outcome = import_module(f"campaign.{name}").run(SHORT, 1)
     assert outcome.held, outcome
     assert outcome.scenario == name
