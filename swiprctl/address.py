@@ -16,7 +16,7 @@ import os
 import stat
 import struct
 
-from swiprctl.errors import CannotOpen, Forbidden, NoDaemon, SwiprError, UsageError
+from swiprctl.errors import Forbidden, NoDaemon, SwiprError, UsageError, cannot_open
 
 SYSTEM_FOLDER = "/run/swipr"
 RUNTIME_FOLDER = "/run/user/{uid}"
@@ -179,8 +179,8 @@ def _serving(folder: str) -> Address:
     try:
         os.stat(f"{folder}/model.toml")
     except OSError as error:
-        raise CannotOpen(
-            f"{folder}/model.toml: {error.strerror}; 'swiprd pack' makes a model's folder"
+        raise cannot_open(
+            error, f"{folder}/model.toml: {error.strerror}; 'swiprd pack' makes a model's folder"
         ) from error
     digest = hashlib.blake2b(os.fsencode(folder), digest_size=8)
     return Address(f"{private_folder()}/{digest.hexdigest()}.sock", "private", folder=folder)

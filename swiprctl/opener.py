@@ -12,7 +12,7 @@ import _socket
 import os
 import struct
 
-from swiprctl.errors import CannotOpen, TooLarge
+from swiprctl.errors import CannotOpen, IsDirectory, NoPermission, NoSuchFile, TooLarge
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _DESCRIPTOR = struct.Struct("i")
 _LONGEST = 4096  # bytes of an error's text
 _SIGINT, _SIGKILL = 2, 9
+_ERRORS = {one.__name__: one for one in (IsDirectory, NoPermission, NoSuchFile, TooLarge)}
 
 
 class Opening:
@@ -77,9 +78,7 @@ class Opening:
         if descriptor >= 0:
             return descriptor
         kind, _, why = text.partition(":")
-        raise (TooLarge if kind == TooLarge.__name__ else CannotOpen)(
-            why or "the process that was to read it has died"
-        )
+        raise _ERRORS.get(kind, CannotOpen)(why or "the process that was to read it has died")
 
     def close(self) -> None:
         """End the other process, whatever it does. Can be called again."""
