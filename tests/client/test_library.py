@@ -68,6 +68,10 @@ def test_an_array_is_answered_as_its_png_is(daemon: DaemonProcess, name: str) ->
 def test_a_pillow_image_is_answered_as_its_file_is(daemon: DaemonProcess, mode: str) -> None:
     if mode == "I":
         image = Image.fromarray(np.arange(61 * 47, dtype=np.int32).reshape(47, 61) * 22)
+    elif mode.startswith("I"):
+        # Two different bytes each, whose order matters.
+        levels = np.arange(61 * 47, dtype="<u2" if mode == "I;16" else ">u2") * 22
+        image = Image.frombytes(mode, (61, 47), levels.tobytes())
     else:
         image = picture(61, 47, mode)
     saved = mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
