@@ -16,7 +16,7 @@ import os
 import stat
 import struct
 
-from swiprctl.errors import CannotOpen, Forbidden, NoDaemon, SwiprError, UsageError
+from swiprctl.errors import Forbidden, NoDaemon, SwiprError, UsageError, cannot_open
 
 SYSTEM_FOLDER = "/run/swipr"
 RUNTIME_FOLDER = "/run/user/{uid}"
@@ -197,9 +197,8 @@ def _serving(folder: str) -> Address:
     except OSError as error:
         from swiprctl.hints import no_model
 
-        text = f"{folder}/model.toml: {error.strerror}"
         hint = no_model(folder) or "'swiprd pack' makes a model's folder"
-        raise CannotOpen(f"{text}; {hint}") from error
+        raise cannot_open(error, f"{folder}/model.toml: {error.strerror}; {hint}") from error
     digest = hashlib.blake2b(os.fsencode(folder), digest_size=8)
     return Address(f"{private_folder()}/{digest.hexdigest()}.sock", "private", folder=folder)
 

@@ -21,7 +21,7 @@ import sys
 import time
 
 from swiprctl.address import NotListening, check_folder
-from swiprctl.errors import NoDaemon
+from swiprctl.errors import NoDaemon, SwiprError
 from swiprctl.leftovers import sweep, try_lock, unlock
 
 TYPE_CHECKING = False
@@ -144,6 +144,8 @@ def start(address: Address) -> Child | None:
             child = _bind_and_spawn(address.path, f"{base}.log", address.folder)
         finally:
             unlock(f"{address.path}.lock", lock)
+    except SwiprError:
+        raise
     except OSError as error:
         raise NoDaemon(f"cannot start a daemon on {address.path}: {error.strerror}") from error
     sweep(folder)

@@ -81,6 +81,7 @@ def _run(arguments: Arguments) -> int:
         model=arguments.model,
         trace=say if arguments.verbose else None,
         labels=arguments.names_labels,
+        named_errors=False,
     ) as client:
         if arguments.verbose:
             say(f"socket {client.socket_path}")

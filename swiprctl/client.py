@@ -25,9 +25,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
-    from typing import Self
+    from typing import Self, TypeVar
 
     from swiprctl.inputs import Input
+
+    _Input = TypeVar("_Input", bound=Input)
 
 
 class SingleUse:
@@ -62,11 +64,17 @@ class Client:
         timeout: seconds each request may take from start to end; by default the daemon's 10.
         autostart: whether to start a daemon where none listens on the user's own socket.
         notify: called once, with a line for the user, if the first answer takes long.
-        model: the name of a system's model, or with a slash in it a model's folder, which a
-            daemon of the user's own serves; in place of `socket_path`.
+        model: the name of a system's model, or a model's folder, which a daemon of the user's own
+            serves; in place of `socket_path`. A text with a slash in it is a folder, and so is
+            any `pathlib.Path`.
         trace: called with a line each time that a request has to be sent again, and why.
-        labels: whether each prediction is to have its model's labels and thresholds. `model()`
-            tells those of the model that serves by then, after a reload perhaps another.
+        labels: whether each prediction is to have its model's labels and thresholds. They come
+            with the first answer of each model, once. By default it has them wherever the daemon
+            tells them so; True also asks an older daemon for them, and has an error where they
+            cannot be known. `model()` tells those of the model that serves by then, after a
+            reload perhaps another.
+        named_errors: whether the text of an input's error begins with the input's name, and `path`
+            has it; without, as for a program that prints the name itself, neither.
 
     Raises:
         UsageError: the socket, model or timeout cannot be meant.
@@ -76,19 +84,24 @@ class Client:
 
     def __init__(
         self,
-        socket_path: str | None = None,
+        socket_path: str | os.PathLike[str] | None = None,
         *,
         timeout: float | None = None,
         autostart: bool = True,
         notify: Callable[[str], None] | None = None,
-        model: str | None = None,
+        model: str | os.PathLike[str] | None = None,
         trace: Callable[[str], None] | None = None,
-        labels: bool = False,
+        labels: bool | None = None,
+        named_errors: bool = True,
     ) -> None:
-        if timeout is not None and not 0 < timeout <= MAX_TIMEOUT:
-            raise UsageError(f"timeout: above 0, at most {MAX_TIMEOUT:.0f} seconds")
-        self._timeout = timeout
-        self._labels = KnownLabels() if labels else None
+        self._timeout = _checked(timeout)
+        self._labels = None if labels is False else KnownLabels()
+        self._labels_needed = labels is True
+        self._named_errors = named_errors
+        if model is not None and not isinstance(model, str):
+            model = os.path.join(".", model)
+        if socket_path is not None:
+            socket_path = os.fspath(socket_path)
         self._exchange = Exchange(
             choose(socket_path, model), autostart=autostart, notify=notify, trace=trace
         )
@@ -117,29 +130,55 @@ class Client:
         """Where the daemon listens."""
         return self._exchange.address.path
 
-    def predict(self, source: Input) -> Prediction:
-        """Ask for one image: a path, its bytes, a binary file object or a descriptor.
+    def predict(self, source: Input, *, timeout: float | None = None) -> Prediction:
+        """Ask for one image.
+
+        Args:
+            source: a path; the bytes of an image file; a binary file object; a descriptor; a Pillow
+                image; or an array of uint8, such as numpy's, of shape [h, w, 3] in the order red,
+                green, blue (OpenCV's is the reverse: `image[..., ::-1]`), [h, w, 4] with an alpha
+                that is dropped, or [h, w] of grey levels.
+                Pixels are answered as the same pixels in a PNG are, bit for bit: they go as an
+                uncompressed TIFF. If the EXIF of a Pillow image still has an orientation, it goes
+                along, so that `Image.open(path)` is answered as `path` is; an array has none.
+            timeout: seconds from start to end; by default the client's.
 
         Raises:
-            SwiprError: whatever became of it; errors.py has the tree.
+            CannotOpen: the file cannot be opened or read; an OSError, such as FileNotFoundError.
+            BadImage: it is no image, or cannot be decoded whole.
+            TooLarge: it has too many bytes or pixels.
+            DeadlineExceeded: no answer came in time; a TimeoutError.
+            SwiprError: whatever else became of it; errors.py has the tree.
+            TypeError, ValueError: the source is none of the above; an array of another shape.
         """
-        return self._prediction(self._run(lambda: self._job(source)))
+        _checked(timeout)
+        return self._prediction(self._run(lambda: self._job(source, timeout), source))
 
     def predict_many(
-        self, sources: Iterable[Input | None]
-    ) -> Iterator[tuple[Input, Prediction | SwiprError]]:
+        self, sources: Iterable[_Input | None]
+    ) -> Iterator[tuple[_Input, Prediction | SwiprError]]:
         """Ask for many images, and give (input, answer or error) for each, in their order.
 
-        At most `Window.LARGEST` are under way, and only they are open. If `sources` has a
-        `fileno()`, its iterator may give None for "nothing yet": earlier answers then come out
-        while it is polled. Any other iterable is waited for.
+        The inputs are what `predict` takes. At most `Window.LARGEST` are under way, and only they
+        are open. If `sources` has a `fileno()`, its iterator may give None for "nothing yet":
+        earlier answers then come out while it is polled. Any other iterable is waited for.
 
         Raises:
             NoDaemon: nobody listens (any more), and no daemon could be started.
             Forbidden: the user may not open the socket.
+            TypeError: this is one input, not several.
         """
+        if not isinstance(sources, list):
+            from swiprctl.objects import refuse_one
+
+            refuse_one(sources)
+        return self._stream(sources)
+
+    def _stream(
+        self, sources: Iterable[_Input | None]
+    ) -> Iterator[tuple[_Input, Prediction | SwiprError]]:
         window = Window(DEFAULT_TIMEOUT if self._timeout is None else self._timeout)
-        under_way: deque[tuple[Input, Job]] = deque()
+        under_way: deque[tuple[_Input, Job]] = deque()
         iterator = iter(sources)
         fileno = getattr(sources, "fileno", None)
         ended = False
@@ -147,7 +186,7 @@ class Client:
             while True:
                 while under_way and (outcome := under_way[0][1].outcome) is not None:
                     source, job = under_way.popleft()
-                    answer = self._answer(outcome)
+                    answer = self._answer(outcome, source)
                     if isinstance(answer, Prediction):
                         window.learn(answer.queued, job.resent)
                     elif isinstance(answer, TryLater):
@@ -286,16 +325,17 @@ class Client:
 
     def _begin(self, source: Input) -> Job:
         try:
-            job = self._job(source)
+            job = self._job(source, None)
         except SwiprError as error:
             job = Job("predict")
             job.finish(error)
         self._exchange.submit(job)
         return job
 
-    def _job(self, source: Input) -> Job:
+    def _job(self, source: Input, timeout: float | None) -> Job:
         labels = None if self._labels is None else self._labels.latest
-        return Job("predict", self._open(source), self._timeout, labels=labels)
+        timeout = self._timeout if timeout is None else timeout
+        return Job("predict", self._open(source), timeout, labels=labels)
 
     def _open(self, source: Input) -> Image:
         while True:
@@ -306,10 +346,13 @@ class Client:
                     raise
             self._exchange.step()  # an answer closes its image's descriptor
 
-    def _run(self, begin: Callable[[], Job]) -> dict[str, object]:
+    def _run(self, begin: Callable[[], Job], source: Input | None = None) -> dict[str, object]:
         with self._single_use:
             self._forget_abandoned()
-            job = begin()
+            try:
+                job = begin()
+            except SwiprError as error:
+                raise self._named(error, source) from error.__cause__
             self._exchange.submit(job)
             try:
                 while job.outcome is None:
@@ -317,7 +360,7 @@ class Client:
             finally:
                 self._exchange.forget(job)
         if isinstance(job.outcome, SwiprError):
-            raise job.outcome
+            raise self._named(job.outcome, source) from job.outcome.__cause__
         return job.outcome
 
     def _forget_abandoned(self) -> None:
@@ -329,13 +372,22 @@ class Client:
         self._single_use = SingleUse()  # the old one may be held by a thread of the parent's
         self._exchange.close("asked before this process was forked: its parent gets the answer")
 
-    def _answer(self, outcome: dict[str, object] | SwiprError) -> Prediction | SwiprError:
+    def _answer(
+        self, outcome: dict[str, object] | SwiprError, source: Input
+    ) -> Prediction | SwiprError:
         if isinstance(outcome, SwiprError):
-            return outcome
+            return self._named(outcome, source)
         try:
             return self._prediction(outcome)
         except SwiprError as error:
+            return self._named(error, source)
+
+    def _named(self, error: SwiprError, source: Input | None) -> SwiprError:
+        if source is None or not self._named_errors:
             return error
+        from swiprctl.naming import named
+
+        return named(error, source)
 
     def _explained(self, error: SwiprError, source: int, job: Job) -> SwiprError:
         from swiprctl.hints import explain
@@ -345,8 +397,14 @@ class Client:
     def _prediction(self, fields: dict[str, object]) -> Prediction:
         prediction = Prediction.parse(fields)
         if self._labels is not None:
-            self._labels.complete(prediction, self.model)
+            self._labels.complete(prediction, self.model if self._labels_needed else None)
         return prediction
+
+
+def _checked(timeout: float | None) -> float | None:
+    if timeout is not None and not 0 < timeout <= MAX_TIMEOUT:
+        raise UsageError(f"timeout: above 0, at most {MAX_TIMEOUT:.0f} seconds")
+    return timeout
 
 
 _living: list[ref[Client]] = []

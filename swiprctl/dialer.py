@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from swiprctl.address import NotListening
 from swiprctl.connection import Connection
-from swiprctl.errors import NoDaemon
+from swiprctl.errors import NoDaemon, SwiprError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -173,6 +173,8 @@ class Dialer:
     def _connect(self) -> _socket.socket | None:
         try:
             return self.address.connect()
+        except SwiprError:
+            raise
         except OSError as error:  # no descriptor is left, and no answer will give one back
             raise NoDaemon(f"cannot make a socket: {error.strerror}") from error
 

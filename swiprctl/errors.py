@@ -2,10 +2,14 @@
 
     SwiprError
     ├── UsageError            64   the command line is wrong
-    ├── CannotOpen            66   the client may not or cannot open the file
+    ├── CannotOpen            66   the client may not or cannot open the file; an OSError
+    │   ├── NoSuchFile             a FileNotFoundError
+    │   ├── NoPermission           a PermissionError
+    │   └── IsDirectory            an IsADirectoryError
     ├── CannotWrite           73   the output file cannot be opened, or not gone on with
     │   └── WriteFailed       74   it does not take everything
-    ├── NoDaemon              69   nothing answers on the socket and none can be started
+    ├── NoDaemon              69   nothing answers on the socket and none can be started;
+    │                              a ConnectionError
     ├── BadImage              65   bad-image
     ├── TooLarge              65   too-large
     ├── BadRecords            65   the file has not the rows that predict writes
@@ -15,8 +19,8 @@
     │   ├── ShuttingDown           shutting-down
     │   └── LoadingFailed          loading-failed
     ├── BadRequest            76   bad-request
-    ├── Forbidden             77   forbidden
-    └── DeadlineExceeded     124   deadline
+    ├── Forbidden             77   forbidden; a PermissionError
+    └── DeadlineExceeded     124   deadline; a TimeoutError
 
 Exit statuses follow sysexits(3) and timeout(1). 255 is never used: it stops xargs(1).
 Imports nothing: the client's start-up time is part of its contract.
@@ -31,10 +35,12 @@ class SwiprError(Exception):
     Attributes:
         code: the name this error has on the wire; empty where it never travels.
         exit_status: what `swiprctl` exits with when this is the only input's fate.
+        path: the name of the input that it is about, where that has one and a Client tells.
     """
 
     code = ""
     exit_status = 70
+    path: str | None = None
 
     def lines(self) -> list[str]:
         """What the command says of it, line by line."""
@@ -47,10 +53,45 @@ class UsageError(SwiprError):
     exit_status = 64
 
 
-class CannotOpen(SwiprError):
-    """The client cannot open or read the file it was given."""
+class CannotOpen(SwiprError, OSError):
+    """The client cannot open or read the file it was given.
+
+    Attributes:
+        errno, strerror, filename: as of any OSError, where the kernel has said why.
+    """
 
     exit_status = 66
+
+    def __str__(self) -> str:
+        return Exception.__str__(self)  # an OSError's own would say "[Errno 2] …: 'img.jpg'"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        told = {name: getattr(self, name) for name in ("errno", "strerror", "filename")}
+        return type(self), self.args, {**vars(self), **told}
+
+
+class NoSuchFile(CannotOpen, FileNotFoundError):
+    """There is no file of that name."""
+
+
+class NoPermission(CannotOpen, PermissionError):
+    """The user may not read the file."""
+
+
+class IsDirectory(CannotOpen, IsADirectoryError):
+    """It is a directory."""
+
+
+def cannot_open(error: OSError, text: str) -> CannotOpen:
+    """Make the error that says why a file cannot be opened, in our words and in the kernel's."""
+    kind = CannotOpen
+    if isinstance(error, FileNotFoundError):
+        kind = NoSuchFile
+    elif isinstance(error, PermissionError):
+        kind = NoPermission
+    told = kind(text)
+    told.errno, told.strerror, told.filename = error.errno, error.strerror, error.filename
+    return told
 
 
 class CannotWrite(SwiprError):
@@ -65,7 +106,7 @@ class WriteFailed(CannotWrite):
     exit_status = 74
 
 
-class NoDaemon(SwiprError):
+class NoDaemon(SwiprError, ConnectionError):
     """No daemon answers on the socket, and none could be started."""
 
     exit_status = 69
@@ -133,14 +174,14 @@ class BadRequest(SwiprError):
     exit_status = 76
 
 
-class Forbidden(SwiprError):
+class Forbidden(SwiprError, PermissionError):
     """This uid may not do this, or may not open the socket."""
 
     code = "forbidden"
     exit_status = 77
 
 
-class DeadlineExceeded(SwiprError):
+class DeadlineExceeded(SwiprError, TimeoutError):
     """The deadline passed before the answer was there."""
 
     code = "deadline"

@@ -14,7 +14,7 @@ import os
 import stat
 from time import monotonic
 
-from swiprctl.errors import CannotOpen, SwiprError, TooLarge
+from swiprctl.errors import CannotOpen, IsDirectory, SwiprError, TooLarge, cannot_open
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
     from swiprctl.mounts import SlowMounts
     from swiprctl.opener import Opening
+    from swiprctl.pixels import Pixels
 
-    Input = str | os.PathLike[str] | bytes | bytearray | memoryview | int | BinaryIO
+    Input = str | os.PathLike[str] | bytes | bytearray | memoryview | int | BinaryIO | Pixels
 
 MAX_STREAM = 64 << 20
 """Bytes of an image that comes through a pipe or from memory."""
@@ -94,7 +95,8 @@ class Image:
 
     @classmethod
     def open(cls, source: Input) -> Image:
-        """Take a path, bytes, a descriptor (which stays the caller's) or a binary file object.
+        """Take a path, bytes, a descriptor (which stays the caller's), a binary file object, or
+        pixels: an array of uint8 or a Pillow image, see `pixels.file_of`.
 
         A file object that is not a plain file at its beginning is read to its end here, however
         long that takes; give its `fileno()` to have that done under the request's deadline.
@@ -104,6 +106,7 @@ class Image:
             CannotOpen: there is no such file, or no permission, or it cannot hold an image.
             TooLarge: bytes, or what a file object holds, exceed `MAX_STREAM`.
             TypeError: the source is none of these.
+            ValueError: an array has not the shape of a picture.
         """
         if isinstance(source, int):
             return cls._named(source)
@@ -122,7 +125,7 @@ class Image:
         image = cls(None)
         try:
             image._make_memfd()
-            for piece in pieces(source):
+            for piece in pieces(source, MAX_STREAM):
                 image._add(piece)
             image._seal()
         except BaseException:
@@ -174,19 +177,19 @@ class Image:
                 if not copy and os.lseek(descriptor, 0, os.SEEK_CUR) == 0:
                     return cls(descriptor)
             elif stat.S_ISDIR(mode):
-                raise CannotOpen(DIRECTORY)
+                raise IsDirectory(DIRECTORY)
             elif os.isatty(descriptor):
                 raise CannotOpen("it is a terminal")
             elif not stat.S_ISFIFO(mode) and not stat.S_ISSOCK(mode):
                 raise CannotOpen("it is a device")
             image = cls(None, descriptor)
             image._make_memfd()
-        except OSError as error:
-            os.close(descriptor)
-            raise _cannot_open(error) from error
         except CannotOpen:
             os.close(descriptor)
             raise
+        except OSError as error:
+            os.close(descriptor)
+            raise _cannot_open(error) from error
         return image
 
     def pump(self) -> bool:
@@ -303,8 +306,10 @@ class Image:
 
 
 def _cannot_open(error: OSError, doing: str = "") -> CannotOpen:
-    kind = NoDescriptor if error.errno in (errno.EMFILE, errno.ENFILE) else CannotOpen
-    return kind(f"{doing}{error.strerror or error}")
+    text = f"{doing}{error.strerror or error}"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return NoDescriptor(text)
+    return cannot_open(error, text)
 
 
 _seen: tuple[float, SlowMounts | None] = (float("-inf"), None)

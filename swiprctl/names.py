@@ -10,7 +10,7 @@ import os
 import select
 import stat
 
-from swiprctl.errors import CannotOpen
+from swiprctl.errors import CannotOpen, IsDirectory
 
 _MAX_NAME = 1 << 17
 _WINDOWS = (
@@ -51,7 +51,9 @@ class Names:
             self._list = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
             if stat.S_ISDIR(os.fstat(self._list).st_mode):
                 os.close(self._list)
-                raise CannotOpen(f"{path}: it is a directory")
+                raise IsDirectory(f"{path}: it is a directory")
+        except IsDirectory:
+            raise
         except OSError as error:
             raise CannotOpen(f"{path}: {error.strerror}") from error
         self._own = True

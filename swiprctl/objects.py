@@ -1,4 +1,4 @@
-"""Images that are objects of the caller's: bytes, and binary files. Imported for those alone."""
+"""Images that are objects of the caller's: bytes, files, pixels. Imported for those alone."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ import os
 import stat
 
 from swiprctl.errors import CannotOpen
+from swiprctl.pixels import are_pixels, dimensions, file_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import BinaryIO
 
+    from swiprctl.pixels import Pixels
+
 _CHUNK = 1 << 20
 
 
 def descriptor_of(
-    source: bytes | bytearray | memoryview | BinaryIO, may_hang: Callable[[int], bool]
+    source: bytes | bytearray | memoryview | BinaryIO | Pixels, may_hang: Callable[[int], bool]
 ) -> int | None:
     """Give the descriptor that has an object's bytes; None where it has to be read.
 
@@ -26,12 +29,16 @@ def descriptor_of(
 
     Raises:
         CannotOpen: it is a file that is closed, or cannot be read.
-        TypeError: it is neither bytes nor a file.
+        TypeError: it is neither bytes, pixels nor a file.
     """
-    if isinstance(source, bytes | bytearray | memoryview):
+    if isinstance(source, bytes | bytearray | memoryview) or are_pixels(source):
         return None
     if not hasattr(source, "read"):
-        raise TypeError(f"neither a path, bytes, a descriptor nor a file: {type(source).__name__}")
+        raise TypeError(
+            "neither a path, bytes, a descriptor, a file, an array nor a Pillow image:"
+            f" {type(source).__name__}"
+            + ("; predict_many() takes several" if hasattr(source, "__iter__") else "")
+        )
     raw = getattr(source, "raw", source)
     # Only of these is it known that the descriptor gives the same bytes: gzip's does not.
     if not isinstance(raw, io.FileIO):
@@ -46,15 +53,24 @@ def descriptor_of(
     return None
 
 
-def pieces(source: bytes | bytearray | memoryview | BinaryIO) -> Iterator[memoryview]:
+def pieces(
+    source: bytes | bytearray | memoryview | BinaryIO | Pixels, most: int
+) -> Iterator[memoryview]:
     """Read an object to its end.
+
+    Args:
+        most: bytes that they may be together.
 
     Raises:
         CannotOpen: it cannot be read.
-        TypeError: it gives text.
+        TypeError: it gives text, or is an array of something else than bytes.
+        ValueError: it is an array that has not the shape of a picture.
     """
     if isinstance(source, bytes | bytearray | memoryview):
         yield memoryview(source).cast("B")
+        return
+    if are_pixels(source):
+        yield from file_of(source, most)
         return
     empty = True
     try:
@@ -67,3 +83,20 @@ def pieces(source: bytes | bytearray | memoryview | BinaryIO) -> Iterator[memory
             raise CannotOpen("it has been read to its end already: seek(0) goes back")
     except (OSError, ValueError) as error:
         raise CannotOpen(f"cannot read the file: {error}") from error
+
+
+def refuse_one(sources: object) -> None:
+    """See that an iterable of inputs is not one input, whose characters, bytes or rows it would
+    give.
+
+    Raises:
+        TypeError: it is one.
+    """
+    single = isinstance(sources, str | os.PathLike | bytes | bytearray | memoryview)
+    if are_pixels(sources):
+        single = dimensions(sources) in (2, 3)
+    if single or hasattr(sources, "read"):
+        raise TypeError(
+            f"predict_many() takes several inputs, and this is one: {type(sources).__name__};"
+            " give [it], or use predict()"
+        )

@@ -7,7 +7,7 @@ such a file: another reads it and passes what it has read; see detached.py.
 from __future__ import annotations
 
 from swiprctl.detached import LONGEST, Detached
-from swiprctl.errors import CannotOpen, TooLarge
+from swiprctl.errors import CannotOpen, IsDirectory, NoPermission, NoSuchFile, TooLarge
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from swiprctl.detached import Send
     from swiprctl.inputs import Image
+
+_ERRORS = {one.__name__: one for one in (IsDirectory, NoPermission, NoSuchFile, TooLarge)}
 
 
 class Opening:
@@ -54,9 +56,7 @@ class Opening:
         if descriptor >= 0:
             return descriptor
         kind, _, why = data.decode("utf-8", "surrogateescape").partition(":")
-        raise (TooLarge if kind == TooLarge.__name__ else CannotOpen)(
-            why or "the process that was to read it has died"
-        )
+        raise _ERRORS.get(kind, CannotOpen)(why or "the process that was to read it has died")
 
     def close(self) -> None:
         """End the other process, whatever it does. Can be called again."""

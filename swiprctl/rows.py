@@ -29,7 +29,8 @@ class Prediction:
         probabilities: one for each of the model's labels, in their order.
         model: the id of the model that answered.
         queued, decode, infer: seconds spent waiting, on the image, and in the model.
-        labels: that model's, one for each probability; None where nobody asked for them.
+        labels: that model's, one for each probability; None of a `Client(labels=False)`, and of a
+            daemon that is older than these.
         thresholds: what each probability must reach, in the same order; None where the model has
             none, or nobody asked.
     """
@@ -61,9 +62,43 @@ class Prediction:
         self.thresholds: tuple[float, ...] | None = None
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{p:.6g}" for p in self.probabilities[:5])
+        if self.labels is None:
+            shown = ", ".join(f"{p:.6g}" for p in self.probabilities[:5])
+        else:
+            shown = ", ".join(f"{label}: {p:.6g}" for label, p in self.top(5))
         more = ", …" if len(self.probabilities) > 5 else ""
         return f"Prediction(({shown}{more}), model={self.model!r})"
+
+    def top(self, count: int = 1) -> list[tuple[str, float]]:
+        """Give the labels with the highest probabilities, each with its own, the best first.
+
+        Args:
+            count: how many; of a model with fewer labels, all of them.
+
+        Raises:
+            ValueError: `count` is below 0, or the prediction has no labels.
+        """
+        if count < 0:
+            raise ValueError(f"count: at least 0, found {count}")
+        return best(self._distinct(), self.probabilities, most=count)
+
+    def as_dict(self) -> dict[str, float]:
+        """Map each label to its probability, in the model's order.
+
+        Labels that occur twice have their index behind them, here and in `top`: ImageNet has a
+        "crane (134)" and a "crane (517)".
+
+        Raises:
+            ValueError: the prediction has no labels.
+        """
+        return dict(zip(self._distinct(), self.probabilities, strict=True))
+
+    def _distinct(self) -> list[str]:
+        if self.labels is None:
+            raise ValueError(
+                "the prediction has no labels: a Client(labels=True) sees to it that it has"
+            )
+        return distinct(self.labels)
 
     @classmethod
     def parse(cls, fields: dict[str, object]) -> Prediction:
@@ -119,12 +154,12 @@ class KnownLabels:
         """The id of the model that was last heard of for the first time; empty before."""
         return next(reversed(self._by_model), "")
 
-    def complete(self, prediction: Prediction, ask: Callable[[], dict[str, object]]) -> None:
+    def complete(self, prediction: Prediction, ask: Callable[[], dict[str, object]] | None) -> None:
         """Give a prediction the labels of its model, if it has none.
 
         Args:
             ask: describes the model that serves now; needed where the daemon, an older one, tells
-                no labels with a row.
+                no labels with a row. None: then the prediction stays without.
 
         Raises:
             TryLater: that is another model than the one that answered.
@@ -134,6 +169,8 @@ class KnownLabels:
         if prediction.labels is None and known is not None:
             prediction.labels, prediction.thresholds = known.labels, known.thresholds
         elif prediction.labels is None:
+            if ask is None:
+                return
             described = ask()
             if described.get("model") != prediction.model:
                 raise TryLater(

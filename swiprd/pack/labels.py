@@ -129,6 +129,8 @@ def _read(file: Path) -> tuple[str, ...]:
                 raise CannotOpen(f"{file}: a pipe that nobody writes to")
         finally:
             os.close(descriptor)
+    except CannotOpen:
+        raise
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise CannotOpen(f"{file}: {reason}") from None

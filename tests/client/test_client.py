@@ -200,8 +200,11 @@ def test_what_cannot_be_opened(path: Path, tmp_path: Path, images: list[str]) ->
         for source, why in cases:
             with pytest.raises(CannotOpen, match=why):
                 client.predict(source)
-        found = sizes(client.predict_many([images[1], *(c for c, _ in cases), images[2]]))
-    assert found == [1, *["CannotOpen"] * len(cases), 2]
+        every = [images[1], *(c for c, _ in cases), images[2]]
+        found = [answer for _, answer in client.predict_many(every)]
+    assert all(isinstance(one, CannotOpen) for one in found[1:-1])
+    ends = [one.probabilities[0] for one in found if isinstance(one, Prediction)]
+    assert (len(found), ends) == (len(cases) + 2, [1, 2])
     os.close(terminal)
     os.close(other_end)
 

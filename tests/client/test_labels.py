@@ -139,7 +139,7 @@ def test_labels_come_once_for_a_model_and_only_where_they_are_wanted(tmp_path: P
         with Client(f"{tmp_path}/s", labels=True) as client:
             for _ in range(3):
                 assert client.predict(b"x").labels == ("cat", "dog")
-        with Client(f"{tmp_path}/s") as client:
+        with Client(f"{tmp_path}/s", labels=False) as client:
             assert client.predict(b"x").labels is None
     assert wanted == ["", "cats@1", "cats@1", None]
 
