@@ -1,12 +1,12 @@
 """The first bytes of image files: what a walk takes for an image, whatever its name.
 
-One entry for each format that the daemon decodes. A file that begins so may still be broken, which
+All that a daemon may decode: AVIF and HEIC, too, where it says what it lacks for those. A file that begins so may still be broken, which
 the daemon says of it; a file that does not is no image.
 """
 
 from __future__ import annotations
 
-HEAD = 32
+HEAD = 64
 """Bytes of a file's beginning that `begins_an_image` needs."""
 
 _BEGINNINGS = (
@@ -22,6 +22,11 @@ _BEGINNINGS = (
     b"MM\0+",
 )
 
+_BRANDS = frozenset(
+    b"avif avis heic heix heim heis hevc hevx hevm hevs".split(),
+)
+"""AVIF's and HEIC's, of which a file of boxes names one in its first box (ISO/IEC 23008-12, B.4)."""
+
 _BMP_HEADERS = frozenset({12, 40, 52, 56, 64, 108, 124})
 """Sizes of the header in a BMP: `BM` alone begins many a text."""
 
@@ -32,4 +37,8 @@ def begins_an_image(head: bytes) -> bool:
         return True
     if head.startswith(b"RIFF"):
         return head[8:12] == b"WEBP"
+    if head[4:8] == b"ftyp":
+        end = min(int.from_bytes(head[:4], "big"), len(head))
+        # The major brand, four bytes of its version, the compatible brands.
+        return any(head[at : at + 4] in _BRANDS for at in (8, *range(16, end - 3, 4)))
     return head.startswith(b"BM") and int.from_bytes(head[14:18], "little") in _BMP_HEADERS

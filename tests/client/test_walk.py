@@ -31,7 +31,7 @@ pytestmark = pytest.mark.timeout(60)
 JPEG = b"\xff\xd8\xff\xe0" + bytes(40)
 TEXT = b"no image at all, though it is called one\n"
 
-FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
+FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"]
 
 
 @pytest.fixture
@@ -129,6 +129,19 @@ def test_other_file_systems_by_option(folder: Path) -> None:
 @pytest.mark.parametrize("format", FORMATS)
 def test_each_format_begins_as_expected(format: str) -> None:
     assert begins_an_image(encoded(picture(20, 10), format)[:HEAD])
+
+
+def test_a_telephone_s_photograph_is_known_by_its_brands() -> None:
+    def box(*brands: bytes) -> bytes:
+        content = brands[0] + bytes(4) + b"".join(brands[1:])
+        return (8 + len(content)).to_bytes(4, "big") + b"ftyp" + content
+
+    assert begins_an_image(box(b"heic", b"mif1"))
+    assert begins_an_image(box(b"mif1", b"miaf", b"heic"))
+    assert begins_an_image(box(b"avif"))
+    assert not begins_an_image(box(b"isom", b"mp42"))
+    # What stands behind the box is no brand of it.
+    assert not begins_an_image(box(b"isom", b"mp42") + b"heicheicheic")
 
 
 def test_what_only_looks_like_one() -> None:
