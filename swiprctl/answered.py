@@ -50,8 +50,7 @@ class Answered:
             self._states[entry.replaces] = _VOID
         self._hashes.append(hash(entry.path) & _MASK)
         self._offsets.append(offset)
-        claimed = _CLAIMED if entry.kind == HEADER else _FREE
-        self._states.append(_VOID if entry.is_spent else claimed)
+        self._states.append(_CLAIMED if entry.kind == HEADER else _FREE)
 
     def claim(self, path: str, state: State | None, model: object) -> tuple[bool, int | None]:
         """Claim an input's entry.

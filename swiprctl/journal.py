@@ -26,7 +26,7 @@ FAILURE = b"failure"
 AGAIN = b"again"
 KINDS = frozenset({HEADER, ROW, NO_ROW, FAILURE, AGAIN})
 """What a record is: the columns' names; an answer; an answer that a condition left out; a failure
-that would be the same again; one that would perhaps not be, which may have no record either."""
+that would be the same again; one that would perhaps not be."""
 
 
 class Damaged(Exception):
@@ -85,11 +85,6 @@ class Entry:
     def fits(self, record: bytes) -> bool:
         """Whether a record is the one that was written."""
         return len(record) == self.length and crc32(record) == self.crc
-
-    @property
-    def is_spent(self) -> bool:
-        """Whether it was there only to make another void."""
-        return self.kind == AGAIN and self.length == 0
 
     @property
     def has_row(self) -> bool:

@@ -174,10 +174,9 @@ class FileWriter:
             self._header = False
         if isinstance(answer, Prediction) and failure is None:
             self._file.append(entry.answered(ROW, answer.model), records[0])
-        elif records or entry.replaces is not None:
-            lasting = records and isinstance(failure, BadImage | TooLarge)
-            record = records[0] if records else b""
-            self._file.append(entry.answered(FAILURE if lasting else AGAIN), record)
+        elif records:
+            kind = FAILURE if isinstance(failure, BadImage | TooLarge) else AGAIN
+            self._file.append(entry.answered(kind), records[0])
         return failure
 
     def drop(self, path: str, prediction: Prediction) -> None:  # noqa: ARG002 - the entry has it

@@ -51,7 +51,7 @@ def rewrite(path: str, is_void: Callable[[int], bool]) -> tuple[int, int]:
             while line := old_journal.readline(MAX_LINE):
                 entry = decode(line)
                 record = old_file.read(entry.length)
-                if not is_void(number) and not entry.is_spent:
+                if not is_void(number):
                     new_file.write(record)
                     new_journal.write(entry.renumbered().encode())
                 number += 1

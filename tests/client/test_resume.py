@@ -31,7 +31,7 @@ class Served:
     def __init__(self) -> None:
         self.model = "peer@1"
         self.labels = ["sharp", "blurred"]
-        self.images = self.bad = 0
+        self.images = self.bad = self.late = 0
         self.stop_after = -1
         self.busy = False
 
@@ -47,6 +47,7 @@ class Served:
                 self.bad += 1
                 connection.refuse(asked.id, BadImage("not an image"))
             elif asked.image.startswith(b"late"):
+                self.late += 1
                 connection.refuse(asked.id, Overloaded("the queue is full", 1e6))
             elif self.images != self.stop_after:
                 share = len(asked.image) / 100
@@ -179,7 +180,9 @@ def test_failures_with_records_are_asked_again_if_that_may_help(served: Served) 
     words = (*words, "bad.jpg", "late.jpg", "10.jpg", "missing")
     codes = {"bad.jpg": "bad-image", "late.jpg": "overloaded", "missing": "cannot-open"}
     for _ in range(2):
+        before = served.late
         assert predict(*words) == ("", 1)
+        assert served.late > before
         found = [json.loads(line) for line in rows("rows.jsonl")]
         assert {one["path"]: one["error"]["code"] for one in found if "error" in one} == codes
         assert len(found) == 4
