@@ -1,7 +1,8 @@
 """The first bytes of image files: what a walk takes for an image, whatever its name.
 
-All that a daemon may decode: AVIF and HEIC, too, where it says what it lacks for those. A file that begins so may still be broken, which
-the daemon says of it; a file that does not is no image.
+Those of all that a daemon may decode: AVIF and HEIC, too, where it says what it lacks for them. A
+file that begins so may still be broken, which the daemon says of it; a file that does not is no
+image.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _BEGINNINGS = (
 _BRANDS = frozenset(
     b"avif avis heic heix heim heis hevc hevx hevm hevs".split(),
 )
-"""AVIF's and HEIC's, of which a file of boxes names one in its first box (ISO/IEC 23008-12, B.4)."""
+"""AVIF's and HEIC's: a file of boxes names its brands in the first (ISO/IEC 23008-12, B.4)."""
 
 _BMP_HEADERS = frozenset({12, 40, 52, 56, 64, 108, 124})
 """Sizes of the header in a BMP: `BM` alone begins many a text."""
