@@ -1,8 +1,8 @@
 """Which socket the daemon listens on, and how to connect to it.
 
-Order: the one that was asked for, `$SWIPR_SOCKET`, the system's in /run/swipr if it is there, the
-user's own, of which each model's folder has one. This module knows where sockets are and what
-their failures mean; it starts no daemon and speaks no protocol.
+Order: the one that was asked for, that of `$SWIPR_SOCKET` or `$SWIPR_MODEL`, the system's in
+/run/swipr if it is there, the user's own, of which each model's folder has one. This module knows
+where sockets are and what their failures mean; it starts no daemon and speaks no protocol.
 
 `_socket` is the standard library's own C module. `socket`, its wrapper, builds enums of some 200
 constants, which takes 7 ms: as long as all the rest of the client.
@@ -134,10 +134,24 @@ def choose(asked: str | None = None, model: str | None = None) -> Address:
             daemon serves that.
 
     Raises:
-        UsageError: the model's name cannot be one, or a socket and a model were both asked for.
+        UsageError: the model's name cannot be one, or a socket and a model were both asked for, by
+            arguments or, where there are none, by variables.
         CannotOpen: there is no model in the folder.
         NoDaemon: no daemon for the model that was named.
     """
+    if asked is None and model is None:
+        asked = os.environ.get("SWIPR_SOCKET") or None
+        model = os.environ.get("SWIPR_MODEL") or None
+        if asked is not None and model is not None:
+            raise UsageError(
+                "SWIPR_SOCKET and SWIPR_MODEL are both set: unset one of them,"
+                " or give --socket or --model"
+            )
+        if model is not None:
+            try:
+                return choose(None, model)
+            except SwiprError as error:
+                raise type(error)(f"SWIPR_MODEL: {error}") from error
     if model is not None:
         if asked is not None:
             raise UsageError("a socket and a model: give one of them")
@@ -147,12 +161,10 @@ def choose(asked: str | None = None, model: str | None = None) -> Address:
             return _serving(model)
         if model.startswith("."):
             raise UsageError(f"not a model's name: {model!r}; a folder's has a slash: ./{model}")
-    else:
-        asked = asked if asked is not None else os.environ.get("SWIPR_SOCKET") or None
-        if asked == "":
+    elif asked is not None:
+        if not asked:
             raise UsageError("the socket's path is empty")
-        if asked is not None:
-            return Address(asked, "explicit")
+        return Address(asked, "explicit")
     name = DEFAULT_NAME if model is None else model
     system = f"{SYSTEM_FOLDER}/{name}.sock"
     unit = "swiprd" if name == DEFAULT_NAME else f"swiprd@{name}"
@@ -163,6 +175,10 @@ def choose(asked: str | None = None, model: str | None = None) -> Address:
         text = f"no daemon serves a model named {name}: {system} is not there;"
         if os.path.exists(f"{name}/model.toml"):
             raise NoDaemon(f"{text} for the folder of that name say --model ./{name}")
+        from swiprctl.hints import no_model
+
+        if hint := no_model(name):
+            raise NoDaemon(f"{text} {hint}")
         raise NoDaemon(f"{text} 'systemctl enable --now {unit}.socket' sets one up; {remedy(unit)}")
     return Address(f"{private_folder()}/{DEFAULT_NAME}.sock", "private")
 
@@ -179,9 +195,11 @@ def _serving(folder: str) -> Address:
     try:
         os.stat(f"{folder}/model.toml")
     except OSError as error:
-        raise cannot_open(
-            error, f"{folder}/model.toml: {error.strerror}; 'swiprd pack' makes a model's folder"
-        ) from error
+        from swiprctl.hints import no_model
+
+        text = f"{folder}/model.toml: {error.strerror}"
+        hint = no_model(folder) or "'swiprd pack' makes a model's folder"
+        raise cannot_open(error, f"{text}; {hint}") from error
     digest = hashlib.blake2b(os.fsencode(folder), digest_size=8)
     return Address(f"{private_folder()}/{digest.hexdigest()}.sock", "private", folder=folder)
 

@@ -37,7 +37,13 @@ _LOG_LIMIT = 1 << 20
 _LISTEN_FD = 3
 _STATUS = 4  # bytes of a status of waitpid(2)
 
-_NOT_FOR_THE_CHILD = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "SWIPR_SOCKET")
+_NOT_FOR_THE_CHILD = (
+    "NOTIFY_SOCKET",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+    "SWIPR_SOCKET",
+    "SWIPR_MODEL",
+)
 """Variables by which the daemon would report to the service manager of the client's process."""
 
 

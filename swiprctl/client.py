@@ -191,6 +191,8 @@ class Client:
                         window.learn(answer.queued, job.resent)
                     elif isinstance(answer, TryLater):
                         window.learn(0.0, 1)
+                    elif isinstance(source, int):
+                        answer = self._explained(answer, source, job)
                     yield source, answer
                 watch = -1
                 if not ended and len(under_way) < window.size:
@@ -263,6 +265,9 @@ class Client:
             reason: str, a line that says more.
             reload_error: str, why the last reload failed; empty if it did not.
             pid: of the daemon's front. uptime: since it was started.
+            memory: bytes that the front and the model's processes hold together, about.
+            folder: str, the model's folder, as the daemon sees it. log: str, the path of its log,
+                empty where that is no file.
             connections: clients that are connected now.
             queue: map: waiting (requests that no worker has yet), total (those that wait or run),
                 limit (of total), oldest (how long the first has waited), by_uid (total of each; the
@@ -383,6 +388,11 @@ class Client:
         from swiprctl.naming import named
 
         return named(error, source)
+
+    def _explained(self, error: SwiprError, source: int, job: Job) -> SwiprError:
+        from swiprctl.hints import explain
+
+        return explain(error, source, job.image.head if job.image is not None else b"")
 
     def _prediction(self, fields: dict[str, object]) -> Prediction:
         prediction = Prediction.parse(fields)

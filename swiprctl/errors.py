@@ -6,10 +6,13 @@
     │   ├── NoSuchFile             a FileNotFoundError
     │   ├── NoPermission           a PermissionError
     │   └── IsDirectory            an IsADirectoryError
+    ├── CannotWrite           73   the output file cannot be opened, or not gone on with
+    │   └── WriteFailed       74   it does not take everything
     ├── NoDaemon              69   nothing answers on the socket and none can be started;
     │                              a ConnectionError
     ├── BadImage              65   bad-image
     ├── TooLarge              65   too-large
+    ├── BadRecords            65   the file has not the rows that predict writes
     ├── WorkerCrashed         70   worker-crashed
     ├── TryLater              75   (carries retry_after, seconds)
     │   ├── Overloaded             overloaded
@@ -38,6 +41,10 @@ class SwiprError(Exception):
     code = ""
     exit_status = 70
     path: str | None = None
+
+    def lines(self) -> list[str]:
+        """What the command says of it, line by line."""
+        return [str(self)]
 
 
 class UsageError(SwiprError):
@@ -87,6 +94,18 @@ def cannot_open(error: OSError, text: str) -> CannotOpen:
     return told
 
 
+class CannotWrite(SwiprError):
+    """The output file cannot be opened, or does not have what the work could go on with."""
+
+    exit_status = 73
+
+
+class WriteFailed(CannotWrite):
+    """The output file does not take everything; what it has can be gone on with."""
+
+    exit_status = 74
+
+
 class NoDaemon(SwiprError, ConnectionError):
     """No daemon answers on the socket, and none could be started."""
 
@@ -104,6 +123,12 @@ class TooLarge(SwiprError):
     """The image has more bytes or pixels than the daemon takes."""
 
     code = "too-large"
+    exit_status = 65
+
+
+class BadRecords(SwiprError):
+    """The file has not the rows or objects that predict writes, or too many."""
+
     exit_status = 65
 
 

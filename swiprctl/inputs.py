@@ -14,7 +14,7 @@ import os
 import stat
 from time import monotonic
 
-from swiprctl.errors import CannotOpen, IsDirectory, TooLarge, cannot_open
+from swiprctl.errors import CannotOpen, IsDirectory, SwiprError, TooLarge, cannot_open
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 MAX_STREAM = 64 << 20
 """Bytes of an image that comes through a pipe or from memory."""
 
+DIRECTORY = "it is a directory"
+"""What a CannotOpen says of one."""
+
 _CHUNK = 1 << 20
 LOOK_AGAIN = 1.0  # seconds for which the list of mounts is taken as current
 _TYPES = b"9p afs autofs beegfs ceph cifs coda davfs fuse fuseblk gfs2 lustre ncpfs nfs nfs4 ocfs2"
@@ -41,19 +44,51 @@ class NoDescriptor(CannotOpen):
     """No descriptor is left, for this process or on the host; closing an image gives one back."""
 
 
+class Found(str):
+    """A path that a walk came upon, and the file there, open already, or why it is not.
+
+    `opened` is a descriptor, which an Image takes over; or an error, which it raises; or None: the
+    file is to be opened by its path.
+    """
+
+    __slots__ = ("opened",)
+
+    def __init__(self, _: str) -> None:
+        self.opened: int | SwiprError | None = None
+
+    def take(self) -> int | None:
+        """Give the descriptor, once, or None.
+
+        Raises:
+            SwiprError: there is none, for this reason.
+        """
+        opened, self.opened = self.opened, None
+        if isinstance(opened, SwiprError):
+            raise opened
+        return opened
+
+    def close(self) -> None:
+        """Close the file, where nobody is to be asked about it. Can be called again."""
+        opened, self.opened = self.opened, None
+        if isinstance(opened, int):
+            os.close(opened)
+
+
 class Image:
     """One image's bytes behind one descriptor, which this object owns until `close()`.
 
     Attributes:
         descriptor: the descriptor to pass to the daemon; None while a stream is being read.
         stream: the descriptor to poll and `pump()` first; None once it is read.
+        head: some of its first bytes, if they were read here.
     """
 
-    __slots__ = ("_memfd", "_opening", "_size", "descriptor", "stream")
+    __slots__ = ("_memfd", "_opening", "_size", "descriptor", "head", "stream")
 
     def __init__(self, descriptor: int | None, stream: int | None = None) -> None:
         self.descriptor = descriptor
         self.stream = stream
+        self.head = b""
         self._opening: Opening | None = None
         self._memfd = -1
         self._size = 0
@@ -75,6 +110,8 @@ class Image:
         """
         if isinstance(source, int):
             return cls._named(source)
+        if isinstance(source, Found) and (found := source.take()) is not None:
+            return cls._own(found)
         if isinstance(source, str | os.PathLike):
             path = os.fspath(source)
             if not isinstance(path, str):
@@ -82,7 +119,7 @@ class Image:
             return cls._named(path)
         from swiprctl.objects import descriptor_of, pieces
 
-        descriptor = descriptor_of(source, _may_hang)
+        descriptor = descriptor_of(source, may_hang)
         if descriptor is not None:
             return cls._named(descriptor)
         image = cls(None)
@@ -99,7 +136,7 @@ class Image:
     @classmethod
     def _named(cls, source: str | int) -> Image:
         """Open a path or a descriptor: here, or in another process if that may hang."""
-        if not _may_hang(source):
+        if not may_hang(source):
             return cls._direct(source)
         from swiprctl.opener import Opening
 
@@ -140,7 +177,7 @@ class Image:
                 if not copy and os.lseek(descriptor, 0, os.SEEK_CUR) == 0:
                     return cls(descriptor)
             elif stat.S_ISDIR(mode):
-                raise IsDirectory("it is a directory")
+                raise IsDirectory(DIRECTORY)
             elif os.isatty(descriptor):
                 raise CannotOpen("it is a terminal")
             elif not stat.S_ISFIFO(mode) and not stat.S_ISSOCK(mode):
@@ -176,6 +213,7 @@ class Image:
         except OSError as error:
             raise _cannot_open(error) from error
         if data:
+            self.head = self.head or data[:4096]
             self._add(memoryview(data))
             return False
         os.close(self.stream)
@@ -277,7 +315,7 @@ def _cannot_open(error: OSError, doing: str = "") -> CannotOpen:
 _seen: tuple[float, SlowMounts | None] = (float("-inf"), None)
 
 
-def _may_hang(source: str | int) -> bool:
+def may_hang(source: str | int) -> bool:
     """Whether a path or descriptor is of a file system whose server may never answer."""
     global _seen
     now = monotonic()

@@ -72,11 +72,17 @@ def pieces(
     if are_pixels(source):
         yield from file_of(source, most)
         return
+    empty = True
     try:
         while data := source.read(_CHUNK):
             if not isinstance(data, bytes | bytearray | memoryview):
                 raise TypeError("a file object must be opened in binary mode")
+            empty = False
             yield memoryview(data)
+        if empty and source.seekable() and source.tell() > 0:
+            raise CannotOpen("it has been read to its end already: seek(0) goes back")
+    except CannotOpen:
+        raise
     except (OSError, ValueError) as error:
         raise CannotOpen(f"cannot read the file: {error}") from error
 

@@ -19,6 +19,7 @@ WORKER_STATES = ("spawning", "warming", "idle", "busy", "gone")
 # (name, kind, help, where in the status)
 _PLAIN = (
     ("uptime_seconds", "gauge", "Seconds since the daemon's start.", "uptime"),
+    ("memory_bytes", "gauge", "What the processes hold in memory, about.", "memory"),
     ("connections", "gauge", "Clients connected.", "connections"),
     ("queue_waiting", "gauge", "Requests that wait for a worker.", "queue.waiting"),
     ("queue_requests", "gauge", "Requests that wait or run.", "queue.total"),

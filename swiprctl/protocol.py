@@ -35,7 +35,7 @@ MAX_ITEMS = 1 << 17
 """Things in the lists and maps of a frame; a row and its labels need one a class. No limit on
 bytes is one on memory or time: 64 MiB of empty maps take 11 s to decode and become 4.7 GB."""
 
-OPS = frozenset({"predict", "model", "status", "ping", "reload"})
+OPS = frozenset({"predict", "model", "status", "ping", "reload", "stop"})
 
 _HEADER = struct.Struct(">I")
 _MAX_ID = 2**63 - 1

@@ -9,9 +9,36 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_BYTES = frozenset({"memory"})
 _DURATIONS = frozenset({"age", "ago", "oldest", "seconds", "sum", "uptime"})
 _LONG_LIST = 12
 _SHOWN = 5
+
+
+def headline(fields: dict[str, object]) -> str:
+    """Say in one line how a daemon is, from its `status`: what matters, and no more."""
+
+    def at(key: str, inner: str) -> object:
+        found = fields.get(key)
+        return found.get(inner) if isinstance(found, dict) else None
+
+    state = str(fields.get("state", ""))
+    parts = [state, str(fields.get("model", "")).partition("@")[0]]
+    outcomes = at("requests", "outcomes")
+    answered = outcomes.get("ok", 0) if isinstance(outcomes, dict) else None
+    workers = at("shape", "workers")
+    for number, what in (
+        (workers, "worker" if workers == 1 else "workers"),
+        (at("queue", "waiting"), "waiting"),
+        (answered, "answered"),
+    ):
+        if isinstance(number, int):
+            parts.append(f"{number:,} {what}")
+    line = ", ".join(part for part in parts if part)
+    # A model that serves all the same is what the other lines are for.
+    return (
+        f"{line}: {fields['reason']}" if state == "loading-failed" and "reason" in fields else line
+    )
 
 
 def lines(fields: dict[str, object], indent: str = "") -> Iterator[str]:
@@ -46,6 +73,11 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes < 2880 else f"{minutes // 1440} days"
 
 
+def megabytes(size: int) -> str:
+    """Write a size in memory, in units of a million bytes."""
+    return f"{size / 1e6:.0f} MB"
+
+
 def _nested(value: object) -> bool:
     if isinstance(value, list):
         return any(isinstance(item, dict) for item in value)
@@ -57,6 +89,8 @@ def _shown(key: str, value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, int | float) and key in _DURATIONS:
         return duration(value)
+    if isinstance(value, int) and key in _BYTES:
+        return megabytes(value)
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Predictions, and their text: CSV rows and JSON lines, as bytes. Pure.
+"""Predictions, and their text: CSV rows, as bytes. Pure. Other formats are in formats.py.
 
 Bytes, because a path need not be UTF-8, and because rows end in a line feed alone: RFC 4180 asks
 for CR LF, but these rows are read by shell pipelines, where the CR would stick to the last number.
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 
-from swiprctl.errors import BadRequest, TryLater
+from swiprctl.errors import BadRequest, CannotOpen, NoDaemon, SwiprError, TryLater
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
     from typing import TypeGuard
 
 _DIGITS = 6
@@ -202,23 +202,92 @@ def number(value: float) -> str:
     return f"{sign}{digits[:point]}.{digits[point:]}"
 
 
-def row(
-    probabilities: Iterable[float], path: str | None = None, *, model: str | None = None
-) -> bytes:
-    """Make the row of one image, with its path and the model's id in front unless they are None."""
-    return (
-        b",".join([*_front(path, model), *(number(one).encode() for one in probabilities)]) + b"\n"
-    )
+class Table:
+    """How answers become CSV rows: which columns there are, and how they are written.
+
+    Args:
+        path, model: whether there is a column for each, in this order, in front of the others.
+        failures: whether failures have rows: two columns more, empty where nothing failed.
+        pairs: whether the labels stand in the rows, each with its probability behind it, the best
+            first, and of a model that has thresholds, those that reach theirs.
+        most: how many such pairs there are, whatever the thresholds; None as many as there are.
+    """
+
+    _SEPARATOR = b","
+
+    def __init__(
+        self,
+        *,
+        path: bool = False,
+        model: bool = False,
+        failures: bool = False,
+        pairs: bool = False,
+        most: int | None = None,
+    ) -> None:
+        self._path = path
+        self._model = model
+        self._failures = failures
+        self._pairs = pairs or most is not None
+        self._most = most
+
+    def header(self, labels: Sequence[str]) -> bytes:
+        """Make the row of the columns' names."""
+        names = ["path"] * self._path + ["model"] * self._model
+        names += ["error", "message"] * self._failures
+        if not self._pairs:
+            names += labels
+        elif self._most == 1:
+            names += "label", "probability"
+        else:
+            for number in range(1, self._width(labels) // 2 + 1):
+                names += f"label{number}", f"probability{number}"
+        return self._line([self._text(name) for name in names])
+
+    def row(self, path: str, prediction: Prediction) -> bytes:
+        """Make the row of an image that was answered."""
+        fields = self._front(path, prediction.model)
+        if not self._pairs:
+            return self._line([*fields, *(number(p).encode() for p in prediction.probabilities)])
+        thresholds = prediction.thresholds if self._most is None else None
+        labels = prediction.labels or ()
+        found = best(labels, prediction.probabilities, most=self._most, thresholds=thresholds)
+        for label, probability in found:
+            fields += self._text(label), number(probability).encode()
+        return self._line(fields)
+
+    def failure(self, path: str, error: SwiprError, labels: Sequence[str]) -> bytes:
+        """Make the row of an image that has no answer: as wide as the others, but for `pairs` of
+        which there may be fewer."""
+        told = [self._text(code(error)), self._text(str(error))]
+        return self._line([*self._front(path, "", told), *[b""] * self._width(labels)])
+
+    def _front(self, path: str, model: str, failure: Sequence[bytes] = (b"", b"")) -> list[bytes]:
+        fields = [self._quoted(os.fsencode(path))] if self._path else []
+        if self._model:
+            fields.append(self._text(model) if model else b"")
+        return [*fields, *failure] if self._failures else fields
+
+    def _width(self, labels: Sequence[str]) -> int:
+        if not self._pairs:
+            return len(labels)
+        return 0 if self._most is None else 2 * min(self._most, len(labels))
+
+    def _line(self, fields: list[bytes]) -> bytes:
+        return self._SEPARATOR.join(fields) + b"\n"
+
+    def _text(self, text: str) -> bytes:
+        return self._quoted(text.encode(errors="replace"))
+
+    def _quoted(self, data: bytes) -> bytes:
+        """Quote as RFC 4180 does, where that is needed."""
+        if any(special in data for special in (b",", b'"', b"\r", b"\n")) or not data:
+            return b'"' + data.replace(b'"', b'""') + b'"'
+        return data
 
 
-def pair_row(
-    pairs: Iterable[tuple[str, float]], path: str | None = None, *, model: str | None = None
-) -> bytes:
-    """Make the row of one image from labels, each with its probability behind it."""
-    fields = _front(path, model)
-    for label, probability in pairs:
-        fields += _text(label), number(probability).encode()
-    return b",".join(fields) + b"\n"
+def row(probabilities: tuple[float, ...], path: str | None = None) -> bytes:
+    """Make the CSV row of one image, with its path in front unless that is None."""
+    return Table(path=path is not None).row(path or "", Prediction(probabilities, ""))
 
 
 def best(
@@ -241,35 +310,11 @@ def best(
     return [(labels[i], probabilities[i]) for i in order[:most]]
 
 
-def header(labels: Iterable[str], *, path: bool, model: bool = False) -> bytes:
-    """Make the row of labels."""
-    names = [*(["path"] if path else []), *(["model"] if model else []), *labels]
-    return b",".join(map(_text, names)) + b"\n"
-
-
-def json_line(
-    prediction: Prediction, labels: Sequence[str], path: str, *, most: int | None = None
-) -> bytes:
-    """Make one object on one line. Bytes of a path that are not UTF-8 become lone surrogates,
-    `\\udc80` to `\\udcff`, as Python's surrogateescape has them; what is no number becomes null.
-
-    Args:
-        most: how many labels to give, the best first; None gives all, in their order.
-    """
-    import json
-
-    seconds = {name: getattr(prediction, name) for name in ("queued", "decode", "infer")}
-    pairs: Iterable[tuple[str, float]]
-    pairs = zip(distinct(labels), prediction.probabilities, strict=True)
-    if most is not None:
-        pairs = best(distinct(labels), prediction.probabilities, most=most)
-    line = {
-        "path": path,
-        "probabilities": {label: _finite(probability) for label, probability in pairs},
-        "model": prediction.model,
-        "seconds": {name: _finite(value) for name, value in seconds.items()},
-    }
-    return json.dumps(line, allow_nan=False).encode() + b"\n"
+def code(error: SwiprError) -> str:
+    """Name an error in a record: by its name on the wire, if it has one."""
+    if isinstance(error, CannotOpen):
+        return "cannot-open"
+    return error.code or ("no-daemon" if isinstance(error, NoDaemon) else "failed")
 
 
 def distinct(labels: Sequence[str]) -> list[str]:
@@ -280,27 +325,6 @@ def distinct(labels: Sequence[str]) -> list[str]:
     return [
         label if seen[label] == 1 else f"{label} ({index})" for index, label in enumerate(labels)
     ]
-
-
-def _finite(value: float) -> float | None:
-    rounded = float(number(value))
-    return rounded if abs(rounded) < float("inf") else None
-
-
-def _front(path: str | None, model: str | None) -> list[bytes]:
-    fields = [] if path is None else [_quoted(os.fsencode(path))]
-    return fields if model is None else [*fields, _text(model)]
-
-
-def _text(text: str) -> bytes:
-    return _quoted(text.encode(errors="replace"))
-
-
-def _quoted(data: bytes) -> bytes:
-    """Quote as RFC 4180 does, where that is needed."""
-    if any(special in data for special in (b",", b'"', b"\r", b"\n")) or not data:
-        return b'"' + data.replace(b'"', b'""') + b'"'
-    return data
 
 
 def _are_numbers(values: object) -> TypeGuard[list[float]]:

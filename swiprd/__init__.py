@@ -60,8 +60,9 @@ compile, prove: started by the front, one after the other, when nobody asks for 
     reaps them.
 
 `swiprd check`, `swiprd pack` and `swiprd trust` are commands in a process of their own, without a
-daemon; check and pack import torch. pack runs compile and prove as processes of its own; check, a
-process with the compiled form of the folder (swiprd.inference.separate).
+daemon; check and pack import torch, except for an ONNX file. pack runs compile and prove as
+processes of its own, and one that tries an ONNX file (swiprd.inference.onnx_probe); both run one
+with the ONNX file or the compiled form of the folder (swiprd.inference.separate).
 
 Imports between the folders go one way, and tests/house/test_house.py holds them to it: front →
 intake, pool → folder → system; inference and pack → folder, system. The client, swiprctl, imports

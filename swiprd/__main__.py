@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
+import contextlib
 import os
 import resource
 import sys
@@ -13,9 +13,8 @@ from typing import NoReturn
 from swiprctl.version import __version__
 from swiprd import trust
 from swiprd.config import ConfigError, Settings, add_options, load_settings
-from swiprd.front.daemon import Daemon
 from swiprd.pack import options as pack_options
-from swiprd.pool.handles import ENVIRONMENT
+from swiprd.pool import forkserver_process
 from swiprd.system import console, private_listener
 from swiprd.system.log import set_up
 from swiprd.system.systemd import Manager, listen_sockets
@@ -62,7 +61,7 @@ def _run_once(options: argparse.Namespace) -> int:
     """Do what needs no daemon, in this process."""
     if options.command == "check":
         # Before torch is imported. The forkserver's other variables keep it from using threads.
-        os.environ.setdefault("GOMP_SPINCOUNT", ENVIRONMENT["GOMP_SPINCOUNT"])
+        os.environ.setdefault("GOMP_SPINCOUNT", forkserver_process.ENVIRONMENT["GOMP_SPINCOUNT"])
         from swiprd.check import check  # not above: a daemon's front must not import torch
 
         return check(options.folder, options.images, options.device)
@@ -145,8 +144,15 @@ def _serve(options: argparse.Namespace) -> int:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a client, an image: one each
     manager = Manager()
+    settings, fault = _settings(options, managed)
+    if not fault:
+        with contextlib.suppress(OSError):  # the daemon tries again, and says why not
+            forkserver_process.start_ahead()
+    import asyncio
+
+    from swiprd.front.daemon import Daemon  # takes as long as what the forkserver imports meanwhile
+
     while True:
-        settings, fault = _settings(options, managed)
         daemon = Daemon(
             settings,
             listeners,
@@ -158,6 +164,7 @@ def _serve(options: argparse.Namespace) -> int:
         )
         if not asyncio.run(daemon.run()):
             return 0
+        settings, fault = _settings(options, managed)
 
 
 def _settings(options: argparse.Namespace, managed: bool) -> tuple[Settings, str]:

@@ -1,8 +1,8 @@
 """`swiprd check`: what a model's folder is and whether it answers, without a daemon.
 
-Runs in a process of its own, which loads the model with torch, and nothing here is imported by a
-daemon. A compiled form in the folder answers beside torch, in another process. What is printed
-reads like `swiprctl model` and `swiprctl predict`; the rows are those of the engine that serves.
+Runs in a process of its own, which loads the model, and nothing here is imported by a daemon. What
+is printed reads like `swiprctl model` and `swiprctl predict`; the rows are those of the engine that
+serves. torch is imported only for a model that it runs.
 """
 
 from __future__ import annotations
@@ -12,77 +12,25 @@ import statistics
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-
-import torch
 
 from swiprctl.errors import CannotOpen, SwiprError
 from swiprctl.report import lines
 from swiprctl.rows import row
 from swiprd.folder.canary import CANARY_LIMITS, WrongAnswer
 from swiprd.folder.canary_image import canary_of
-from swiprd.folder.compiled_record import COMPILED, MOST_DIFFERENCE, RECORD
 from swiprd.folder.model_id import digest_weights
 from swiprd.folder.spec import ModelSpec, load_spec
 from swiprd.folder.toml_table import SpecError
-from swiprd.inference import decode, model
 from swiprd.inference.decoders import readable
-from swiprd.inference.model import LoadedModel
-from swiprd.inference.onnx_model import NoCompiledForm
-from swiprd.inference.proof import largest_difference
-from swiprd.inference.separate import Separate, SeparateFailed
+from swiprd.inference.examined import EX_CONFIG, EX_SOFTWARE, Answer, CheckFailed, Examined
 from swiprd.system import console
 from swiprd.system.imagefile import read_image_bytes
-from swiprd.system.reason import first_line
-
-EX_SOFTWARE = 70
-EX_CONFIG = 78
 
 _SHOWN = 5
 _RUNS = 5
 _ENOUGH = 3.0
 """Seconds after which a slow model has been timed often enough."""
-
-
-_MEND = (
-    "torch serves. 'swiprd pack' makes the form again, and so does a daemon once"
-    f" {COMPILED} and {RECORD} are deleted"
-)
-
-
-class CheckFailed(Exception):
-    """The model is not fit to serve; `status` is what to exit with."""
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Engine:
-    """What would serve, as it is told.
-
-    Attributes:
-        compiled: the compiled form, to be compared with torch; None where there is none to compare.
-        serves: whether it is what serves.
-        fault: what is wrong with one that is there and cannot serve.
-    """
-
-    told: str
-    compiled: Separate | None = None
-    serves: bool = False
-    fault: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Answer:
-    """A picture's row, and the seconds that it took."""
-
-    row: tuple[float, ...]
-    decode: float
-    infer: float
 
 
 def check(folder: Path, paths: Sequence[Path], device: str) -> int:
@@ -106,30 +54,24 @@ def _check(folder: Path, paths: Sequence[Path], device: str, ends: ExitStack) ->
     try:
         spec = load_spec(folder)
         digest = _digest(spec)
-        begun = time.monotonic()
-        loaded = model.load_model(spec)
-        seconds = {"load": time.monotonic() - begun}
-        loaded = loaded.to_device(model.pick_device(device))
-        engine = _choose(loaded, device, ends)
-        if engine.serves and engine.compiled is not None:
-            seconds = {"load": engine.compiled.load_seconds}
-        seconds |= _prove(loaded, engine)
+        model = _open(spec, device, ends)
+        seconds = {"load": model.load_seconds} | _prove(model)
     except SpecError as error:
         return _complain(str(error), EX_CONFIG)
     except RuntimeError as error:  # no CUDA
         return _complain(str(error), EX_SOFTWARE)
     except CheckFailed as error:
         return _complain(f"{folder}: {error}", error.status)
-    for line in lines(_describe(loaded, engine, digest, seconds)):
+    for line in lines(_describe(model, digest, seconds)):
         console.put(line)
-    if engine.fault:
-        _complain(engine.fault, 0)
+    if model.fault:
+        _complain(model.fault, 0)
     if paths:
         console.put("")
     status = 0
     for path in paths:
         try:
-            answer = _answer(loaded, engine, _read(path))
+            answer = model.answer(_read(path))
         except SwiprError as error:
             failed = _complain(f"{path}: {error}", error.exit_status)
             status = status or failed
@@ -159,58 +101,34 @@ def _digest(spec: ModelSpec) -> str:
     return f"sha256 {found}, as recorded"
 
 
-def _choose(loaded: LoadedModel, device: str, ends: ExitStack) -> _Engine:
-    """Find out what a daemon would serve with, as inference/engines.py chooses.
-
-    Args:
-        device: as asked for.
-        ends: takes what is to be ended.
+def _open(spec: ModelSpec, device: str, ends: ExitStack) -> Examined:
+    """Load the model by what runs it.
 
     Raises:
-        SpecError: model.toml demands a compiled form, and there is none that can serve.
+        SpecError, CheckFailed: it cannot be served.
+        RuntimeError: CUDA is demanded, and there is none.
     """
-    spec = loaded.spec
-    if spec.carries_code:
-        return _Engine(told="torch (a program is served as it is)")
-    if spec.engine == "torch":
-        return _Engine(told="torch (as model.toml says)")
-    if spec.engine == "onnx" and device == "cuda":
-        raise SpecError(spec.file, "engine", "torch or auto with the device cuda", '"onnx"')
-    if spec.engine == "auto" and loaded.device == "cuda":
-        return _Engine(told="torch (on a GPU)")
-    there = any(os.path.lexists(spec.folder / name) for name in (COMPILED, RECORD))
-    missing = [one for one in ("onnxruntime", "onnx") if find_spec(one) is None]
-    if spec.engine == "auto" and "onnxruntime" in missing:
-        return _Engine(told="torch (onnxruntime is not installed)")
-    if spec.engine == "auto" and not there:
-        why = "onnx is not installed" if missing else "until a daemon has compiled it"
-        return _Engine(told=f"torch ({why})")
-    try:
-        form = Separate(spec, spec.folder, len(loaded.labels), torch.get_num_threads())
-    except NoCompiledForm as error:
-        if spec.engine == "auto":
-            return _Engine(told=f"torch ({error})", fault=f"{error}; {_MEND}")
-        expected = "a compiled form that can serve"
-        raise SpecError(spec.file, "engine", expected, f"none: {error}") from None
-    ends.enter_context(form)
-    if spec.engine == "auto" and form.outpaced:
-        return _Engine(told=f"torch ({form.outpaced})", compiled=form)
-    told = f"onnx {form.version}, within {form.difference:.2g} of torch"
-    return _Engine(told=told, compiled=form, serves=True)
+    if spec.is_onnx:
+        from swiprd.inference.examined_onnx import ExaminedOnnx
+
+        return ExaminedOnnx(spec, device, ends)
+    from swiprd.inference.examined_torch import ExaminedTorch
+
+    return ExaminedTorch(spec, device, ends)
 
 
-def _prove(loaded: LoadedModel, engine: _Engine) -> dict[str, float]:
+def _prove(model: Examined) -> dict[str, float]:
     """Have the canary answered rightly, a few times; return the median seconds of each part.
 
     Raises:
         CheckFailed: the model does not answer, or wrongly.
     """
-    canary = canary_of(loaded.spec, len(loaded.labels))
-    answers: list[_Answer] = []
+    canary = canary_of(model.spec, len(model.labels))
+    answers: list[Answer] = []
     begun = time.monotonic()
     while len(answers) < _RUNS and (not answers or time.monotonic() - begun < _ENOUGH):
         try:
-            answers.append(_answer(loaded, engine, canary.image))
+            answers.append(model.answer(canary.image))
             canary.check(answers[-1].row)
         except SwiprError as error:
             raise CheckFailed(f"the canary's picture: {error}", EX_CONFIG) from None
@@ -238,69 +156,30 @@ def _read(path: Path) -> bytes:
         os.close(descriptor)
 
 
-def _answer(loaded: LoadedModel, engine: _Engine, data: bytes) -> _Answer:
-    """Answer one picture, with torch and with the compiled form where there is one.
-
-    Raises:
-        BadImage, TooLarge: it is no picture, or too large a one.
-        CheckFailed: the forward pass raised an error, or the compiled form answers otherwise.
-    """
-    begun = time.monotonic()
-    # torch's own resizing only where torch serves. Both get the same crops: they are compared.
-    shrink = None if engine.serves else loaded.shrink
-    crops = decode.decode(data, loaded.spec.preprocess, CANARY_LIMITS.max_pixels, shrink)
-    decoded = time.monotonic()
-    try:
-        answers = loaded.probabilities(crops[None])
-    except Exception as error:  # whatever a module or a program raises is news for its owner
-        reason = first_line(error, 300)
-        raise CheckFailed(f"the forward pass fails: {reason}", EX_SOFTWARE) from error
-    row, seconds = answers[0], time.monotonic() - decoded
-    if engine.compiled is not None:
-        try:
-            found, taken = engine.compiled.answer(crops)
-        except SeparateFailed as error:
-            raise CheckFailed(f"the compiled form fails: {error}", EX_SOFTWARE) from None
-        difference = largest_difference(loaded.spec, row, found)
-        if not difference <= MOST_DIFFERENCE:
-            raise CheckFailed(
-                f"the compiled form differs from torch by {difference:.1e}, where"
-                f" {MOST_DIFFERENCE:.0e} is the most: pack the model again, or delete {COMPILED}"
-                f" and {RECORD}",
-                EX_CONFIG,
-            )
-        if engine.serves:
-            row, seconds = found, taken
-    return _Answer(row=tuple(row.tolist()), decode=decoded - begun, infer=seconds)
-
-
-def _describe(
-    loaded: LoadedModel, engine: _Engine, digest: str, seconds: dict[str, float]
-) -> dict[str, object]:
-    spec, recipe = loaded.spec, loaded.spec.preprocess
+def _describe(model: Examined, digest: str, seconds: dict[str, float]) -> dict[str, object]:
+    spec, recipe = model.spec, model.spec.preprocess
     edge = {"both": "both edges", "square": "a square of the short edge"}.get(
         recipe.edge, f"{recipe.edge} edge"
     )
     resize = f"{edge} {recipe.resize}" if recipe.resize else "as it comes"
-    more = ", …" if len(loaded.labels) > _SHOWN else ""
-    parameters = sum(one.numel() for one in loaded.module.parameters())
+    more = ", …" if len(model.labels) > _SHOWN else ""
     return {
         "name": spec.name,
-        "model": loaded.model_id,
+        "model": model.model_id,
         "architecture": spec.architecture,
         "head": "" if spec.head == "default" else spec.head,
-        "parameters": parameters,
+        "parameters": model.parameters,
         "carries_code": spec.carries_code,
-        "labels": f"{len(loaded.labels)}: {', '.join(loaded.labels[:_SHOWN])}{more}",
+        "labels": f"{len(model.labels)}: {', '.join(model.labels[:_SHOWN])}{more}",
         "activation": spec.activation,
         "thresholds": list(spec.thresholds or ()),
         "resize": resize,
         "input": f"{recipe.crop_count} x 3 x {recipe.crop} x {recipe.crop}",
         "formats": ", ".join(readable()),
         "weights": digest,
-        "engine": engine.told,
-        "device": loaded.device,
-        "threads": torch.get_num_threads(),
+        "engine": model.engine,
+        "device": model.device,
+        "threads": model.threads,
         "forward_pass": "ok",
         **{f"{key}_took": f"{1000 * value:.1f} ms" for key, value in seconds.items()},
     }

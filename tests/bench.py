@@ -53,7 +53,7 @@ files = [os.open(path, os.O_RDONLY) for path in sys.argv[5:]]
 def once(k):
     crops = [
         decode.decode(imagefile.read_image_bytes(files[(k + i) % len(files)], 1 << 26),
-                      loaded.spec.preprocess, shrink=loaded.shrink)
+                      loaded.spec.preprocess)
         for i in range(batch)
     ]
     return loaded.probabilities(np.stack(crops)).tolist()

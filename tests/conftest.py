@@ -29,6 +29,15 @@ hypothesis.settings.load_profile("swipr")
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _no_daemon_of_the_users() -> Iterator[None]:
+    """What variables of whoever runs the tests name is not what a test asks."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("SWIPR_MODEL", "SWIPR_SOCKET"):
+            patch.delenv(name, raising=False)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _no_record_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Programs that the tests pack are not to be trusted by whoever runs the tests."""
     with pytest.MonkeyPatch.context() as patch:

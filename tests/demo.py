@@ -10,6 +10,14 @@ from pathlib import Path
 
 PHOTOS = Path(__file__).parent / "photos"
 
+GO_ON = """
+To go on with photos of your own:
+  . .venv/bin/activate                 # in fish: . .venv/bin/activate.fish
+  swiprctl predict --labels PHOTO...
+  swiprctl --help
+  man -l packaging/man/swiprctl.1
+"""
+
 
 def main() -> int:
     """Predict through a daemon that the client starts by itself, in a place of this run's own."""
@@ -17,27 +25,17 @@ def main() -> int:
     photos = sorted(str(photo.relative_to(Path.cwd())) for photo in PHOTOS.glob("*.jpg"))
     with tempfile.TemporaryDirectory() as runtime:
         environment = {**os.environ, "XDG_RUNTIME_DIR": runtime}
-        environment.pop("SWIPR_SOCKET", None)
+        for name in ("SWIPR_SOCKET", "SWIPR_MODEL"):
+            environment.pop(name, None)
         command = ["predict", "--header", *photos]
         print("$ swiprctl", *command, flush=True)
         status = subprocess.run([swiprctl, *command], env=environment).returncode
-        pid = subprocess.run(
-            [swiprctl, "status", "--json", "--no-autostart"],
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        if pid.returncode == 0:
-            import json
-            import signal
-
-            daemon = json.loads(pid.stdout)["pid"]
-            handle = os.pidfd_open(daemon)
-            signal.pidfd_send_signal(handle, signal.SIGTERM)
-            import select
-
-            select.select([handle], [], [], 30)
-            os.close(handle)
+        own = Path(runtime, "swipr", "default.sock")
+        if own.exists():
+            stop = [swiprctl, "stop", "--socket", own]
+            subprocess.run(stop, env=environment, stdout=subprocess.DEVNULL)
+    if status == 0:
+        print(GO_ON, end="")
     return status
 
 

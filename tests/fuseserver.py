@@ -26,7 +26,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -36,6 +36,8 @@ _OUT = struct.Struct("=IiQ")
 _ATTR = struct.Struct("=6Q10I")
 _NOSUID, _NODEV, _DETACH = 2, 4, 2
 _DIRECT_IO = 1
+_DIRENT = struct.Struct("=2Q2I")
+_REGULAR = 8
 _OPCODES = {3: "stat", 15: "read", 17: "statfs", 18: "release", 25: "flush"}
 
 NAMES = [
@@ -70,7 +72,13 @@ def possible_on_disks() -> bool:
 
 @contextlib.contextmanager
 def mounted(
-    folder: Path, photo: Path, *, uid: int = 0, disk: bool = False, late: float = 2.0
+    folder: Path,
+    photo: Path,
+    *,
+    uid: int = 0,
+    disk: bool = False,
+    late: float = 2.0,
+    listed: Sequence[str] | None = NAMES,
 ) -> Iterator[Path]:
     """The filesystem, in a process of its own. Whoever hangs in it is freed at the end.
 
@@ -78,11 +86,14 @@ def mounted(
         uid: whose it is: not root's is mounted by fusermount3.
         disk: make it that of a block device.
         late: seconds until what is late.
+        listed: what it says that it holds; None: it is never said.
     """
     folder.mkdir(exist_ok=True)
     os.chown(folder, uid, uid)
     with _block_device(folder.parent) if disk else contextlib.nullcontext("") as device:
-        _SERVERS[folder] = server = _Process(folder, photo.read_bytes(), uid, device, late)
+        _SERVERS[folder] = server = _Process(
+            *(folder, photo.read_bytes(), uid, device, late, listed)
+        )
         try:
             said = server.line()
             assert said == "serving", said
@@ -120,14 +131,22 @@ def _block_device(folder: Path) -> Iterator[str]:
 class _Process:
     """The server's process: a fork, as the interpreter may lie where its uid cannot reach it."""
 
-    def __init__(self, folder: Path, photo: bytes, uid: int, device: str, late: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        photo: bytes,
+        uid: int,
+        device: str,
+        late: float,
+        listed: Sequence[str] | None,
+    ) -> None:
         ordered, self._orders = os.pipe()
         self._said, says = os.pipe()
         self._pid = os.fork()
         if self._pid == 0:
             os.close(self._orders)
             os.close(self._said)
-            _be_server(folder, photo, uid, device, late, ordered, says)
+            _be_server(folder, photo, uid, device, late, listed, ordered, says)
         os.close(ordered)
         os.close(says)
 
@@ -160,8 +179,11 @@ _SERVERS: dict[Path, _Process] = {}
 
 
 class _Server:
-    def __init__(self, device: int, photo: bytes, late: float) -> None:
+    def __init__(
+        self, device: int, photo: bytes, late: float, listed: Sequence[str] | None
+    ) -> None:
         self._device = device
+        self._listed = listed
         self._photo = photo
         self._late = late
         self._held: list[tuple[float, str, int, bytes]] = []  # when, what, unique, the answer
@@ -221,6 +243,11 @@ class _Server:
             case 16:  # WRITE
                 _, _, size = struct.unpack_from("=2QI", body)
                 self._reply(unique, struct.pack("=2I", size, 0))
+            case 28 if self._listed is None:  # READDIR
+                return
+            case 28:  # READDIR
+                _, offset, size = struct.unpack_from("=2QI", body)
+                self._reply(unique, self._entries(offset, size))
             case 25 if name == "unkept":  # FLUSH
                 self._reply(unique, error=errno.EDQUOT)
             case _ if opcode in _OPCODES:
@@ -248,6 +275,17 @@ class _Server:
             case _:
                 return b""
 
+    def _entries(self, offset: int, size: int) -> bytes:
+        data = b""
+        assert self._listed is not None
+        for number, name in enumerate(self._listed[offset:], offset + 1):
+            entry = _DIRENT.pack(number + 1, number, len(name), _REGULAR) + name.encode()
+            entry += bytes(-len(entry) % 8)
+            if len(data) + len(entry) > size:
+                break
+            data += entry
+        return data
+
     def _attr(self, node: int) -> bytes:
         mode = stat.S_IFDIR | 0o755 if node == 1 else stat.S_IFREG | 0o644
         size = len(self._photo)
@@ -259,14 +297,21 @@ class _Server:
 
 
 def _be_server(
-    folder: Path, photo: bytes, uid: int, disk: str, late: float, orders: int, says: int
+    folder: Path,
+    photo: bytes,
+    uid: int,
+    disk: str,
+    late: float,
+    listed: Sequence[str] | None,
+    orders: int,
+    says: int,
 ) -> NoReturn:
     try:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
         device = _mount_as_user(folder) if uid else _mount(folder, disk)
-        server = _Server(device, photo, late)
+        server = _Server(device, photo, late, listed)
         os.write(says, b"serving\n")
         while True:
             told = server.wait(orders)

@@ -31,7 +31,7 @@ def digest_answers(spec: ModelSpec, weights: str) -> str:
     That is what model.toml says of the answers (not how they are served or checked), the labels,
     and the weights, of which `weights` is the SHA-256.
     """
-    decides = {
+    decides: dict[str, object] = {
         "architecture": spec.architecture,
         "head": spec.head,
         "match": spec.match,
@@ -41,6 +41,8 @@ def digest_answers(spec: ModelSpec, weights: str) -> str:
         "thresholds": spec.thresholds,
         "preprocess": asdict(spec.preprocess),
     }
+    if spec.output is not None:  # otherwise not in it: ids of before are to stay as they are
+        decides["output"] = spec.output
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 

@@ -29,6 +29,9 @@ Pool = Literal["mean", "logits", "logsumexp"]
 PROGRAMS = ("torchscript", "export")
 """Architectures that stand for a program with code of its own in place of weights."""
 
+ONNX = "onnx"
+"""The architecture that stands for an ONNX file in place of weights: no code, and no torch."""
+
 # The published statistics that every torchvision classifier's recipe carries.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -60,9 +63,8 @@ class Preprocess:
         interpolation: one of Pillow's; `area`, OpenCV's INTER_AREA; or `grid_sample`, torch's after
             area pooling where the picture shrinks to less than half, as fastai 1 does.
         exif: `apply` turns the picture upright first; the plain torchvision loader ignores it.
-        draft: let the JPEG decoder deliver a smaller picture, at least 1.5 times the resized one,
-            and resize it with torch. Faster on large photos and no longer exact, hence off unless
-            the file asks for it.
+        draft: let the JPEG decoder deliver a smaller picture, at least 1.5 times the resized one.
+            Faster on large photos and no longer exact, hence off unless the file asks for it.
         mean, std: per channel (red, green, blue), of values from 0 to 1.
     """
 
@@ -111,8 +113,8 @@ class ModelSpec:
     """A checked description of a model; the weights file exists but has not been opened.
 
     Attributes:
-        architecture: a torchvision classifier's name, "timm:" and timm's name for one, or a
-            program's kind, `torchscript` or `export`; checked when the model is loaded.
+        architecture: a torchvision classifier's name, "timm:" and timm's name for one, a program's
+            kind, `torchscript` or `export`, or `onnx`; checked when the model is loaded.
         head: `default` is the architecture's own last layer with an output for each label;
             `fastai` cuts the classifier off and puts fastai's in its place.
         match: how tensors of the file find their place: by `name`, or by `order` and shape.
@@ -122,7 +124,8 @@ class ModelSpec:
             take logits; `log_softmax` takes a module that ends in LogSoftmax and undoes the
             logarithm; `none` passes the outputs on as they are.
         engine: what runs the network: `torch`; `onnx`, its compiled form; or `auto`, the compiled
-            form where there is one that has been proven.
+            form where there is one that has been proven. An ONNX file is served by `onnx` alone.
+        output: of an ONNX file, the name of the output that counts; None where it has one only.
         thresholds: for each label, the probability from which on it counts as found; None where
             a model finds exactly one label.
     """
@@ -137,6 +140,7 @@ class ModelSpec:
     labels: tuple[str, ...] | Literal["imagenet"]
     activation: Activation
     engine: Engine = "auto"
+    output: str | None = None
     thresholds: tuple[float, ...] | None = None
     preprocess: Preprocess = field(default_factory=Preprocess)
     serve: Serve = field(default_factory=Serve)
@@ -146,6 +150,11 @@ class ModelSpec:
     def carries_code(self) -> bool:
         """Whether loading runs code from the folder."""
         return self.architecture in PROGRAMS
+
+    @property
+    def is_onnx(self) -> bool:
+        """Whether the network is an ONNX file, which needs no torch, and which torch cannot run."""
+        return self.architecture == ONNX
 
     @property
     def file(self) -> Path:
@@ -178,6 +187,12 @@ def load_spec(folder: Path) -> ModelSpec:
     if sha256 is not None and not _SHA256.fullmatch(sha256):
         raise table.fail("sha256", "64 hexadecimal digits in lower case", sha256)
     classes = IMAGENET_CLASSES if labels == "imagenet" else len(labels)
+    engine: Engine = table.choice("engine", Engine, "auto")
+    if architecture == ONNX and labels == "imagenet":
+        expected = "a file of labels: beside an ONNX file there is no torchvision to have them"
+        raise table.fail("labels", expected, labels)
+    if architecture == ONNX and engine == "torch":
+        raise table.fail("engine", "onnx or auto: torch runs no ONNX file", engine)
     return ModelSpec(
         folder=folder,
         name=name,
@@ -188,7 +203,8 @@ def load_spec(folder: Path) -> ModelSpec:
         sha256=sha256,
         labels=labels,
         activation=activation,
-        engine=table.choice("engine", Engine, "auto"),
+        engine=engine,
+        output=_output(table, architecture),
         thresholds=_thresholds(table, classes, activation),
         preprocess=_preprocess(table.table("preprocess", Preprocess)),
         serve=_serve(table.table("serve", Serve)),
@@ -256,10 +272,19 @@ def _rgb(
 
 
 def _only_default(table: Table, architecture: str, value: Any, key: str) -> Any:
-    """Refuse for a program what says how an architecture is built and filled."""
-    if architecture in PROGRAMS and table.has(key):
+    """Refuse for a program, or an ONNX file, what says how an architecture is built and filled."""
+    if architecture in (*PROGRAMS, ONNX) and table.has(key):
         raise table.fail(key, f'none with architecture = "{architecture}"', value)
     return value
+
+
+def _output(table: Table, architecture: str) -> str | None:
+    if not table.has("output"):
+        return None
+    name = table.text("output")
+    if architecture != ONNX:
+        raise table.fail("output", f'none unless architecture = "{ONNX}"', name)
+    return name
 
 
 def _thresholds(table: Table, classes: int, activation: Activation) -> tuple[float, ...] | None:

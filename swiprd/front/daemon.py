@@ -77,7 +77,8 @@ class Daemon:
         if self._private:
             service.model.edits.on_edit = self._stop.set
             service.model.limits = limits.describe()
-        server = Server(self._listeners, service, self._settings)
+        on_stop = self._stop.set if self._own else None
+        server = Server(self._listeners, service, self._settings, on_stop)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload, service)

@@ -12,7 +12,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from swiprctl.errors import BadRequest, Forbidden, Overloaded, SwiprError
@@ -37,12 +37,22 @@ _ACCEPT_PAUSE = 0.5  # seconds, when there are no descriptors left
 
 
 class Server:
-    """Serves on listening sockets until `stop_accepting()` and `close()`."""
+    """Serves on listening sockets until `stop_accepting()` and `close()`.
+
+    Args:
+        on_stop: has the daemon leave, as a client asks for it; None where a service manager keeps
+            it, which would start the next.
+    """
 
     def __init__(
-        self, listeners: list[socket.socket], service: Service, settings: Settings
+        self,
+        listeners: list[socket.socket],
+        service: Service,
+        settings: Settings,
+        on_stop: Callable[[], None] | None,
     ) -> None:
         self._listeners = listeners
+        self._on_stop = on_stop
         self._service = service
         self._settings = settings
         self._loop = asyncio.get_running_loop()
@@ -195,6 +205,9 @@ class Server:
                     "only root and the daemon's own user may reload the model:"
                     " try sudo swiprctl reload"
                 )
+            if request.op == "stop":
+                connection.answer(identity, self._stop(connection.uid))
+                return
             if request.op in ("ping", "reload") or (
                 request.op == "model" and not self._service.model.settled
             ):
@@ -211,6 +224,22 @@ class Server:
         finally:
             if attachment is not None:
                 attachment.close()
+
+    def _stop(self, uid: int) -> dict[str, object]:
+        """Have the daemon leave once what it has accepted is answered.
+
+        Raises:
+            Forbidden: this uid may not, or a service manager keeps the daemon.
+        """
+        if uid not in (0, os.geteuid()):
+            raise Forbidden("only root and the daemon's own user may stop it")
+        if self._on_stop is None:
+            raise Forbidden(
+                "a service manager keeps this daemon, and would start the next: stop it there,"
+                " its socket first ('systemctl stop swiprd.socket swiprd.service')"
+            )
+        self._on_stop()
+        return {"pid": os.getpid()}
 
     def _submit(self, connection: Connection, request: Request, image: Attachment) -> None:
         # Of the request nothing else is kept while it waits: its image may lie in it.

@@ -304,7 +304,9 @@ class Service:
         pool = self.model.pool
         return {
             **self.model.status(),
-            **describe_process(self.begun, now),
+            **describe_process(
+                self.begun, now, self._settings.model, [one.staff for one in self.model.pools]
+            ),
             **describe_work(self._queue, self.stats, self._suspicion.poison, now),
             **describe_staff(pool.staff if pool is not None else None, now),
         }

@@ -6,12 +6,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import asdict
+from pathlib import Path
 
 from swiprd.front.poison import Poison
 from swiprd.front.request_queue import RequestQueue
 from swiprd.front.stats import Stats
 from swiprd.pool.supervisor import Supervisor
+from swiprd.system.log import log_file
+from swiprd.system.proc import family_memory, own_memory
 
 _KILLS_SHOWN = 5
 
@@ -68,6 +72,27 @@ def describe_staff(staff: Supervisor | None, now: float) -> dict[str, object]:
     }
 
 
-def describe_process(begun: float, now: float) -> dict[str, object]:
-    """The daemon itself."""
-    return {"pid": os.getpid(), "uptime": now - begun}
+def describe_process(
+    begun: float, now: float, folder: Path, staffs: Iterable[Supervisor]
+) -> dict[str, object]:
+    """The daemon itself: where its model and its log are, what all its processes hold.
+
+    Args:
+        staffs: of all pools that have processes.
+    """
+    memory = own_memory(os.getpid()) + sum(
+        family_memory(staff.forkserver.pid, [worker.pid for worker in staff.workers.values()])
+        for staff in staffs
+    )
+    return {
+        "pid": os.getpid(),
+        "uptime": now - begun,
+        "memory": memory,
+        "folder": _text(str(folder.absolute())),
+        "log": _text(log_file()),
+    }
+
+
+def _text(path: str) -> str:
+    """A path as the wire can carry it: what is not UTF-8 in it is replaced."""
+    return os.fsencode(path).decode(errors="replace")

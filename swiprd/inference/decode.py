@@ -26,7 +26,7 @@ from swiprd.inference.decode_limits import (
     too_many_pixels,
 )
 from swiprd.inference.decoders import DRAFTABLE, open_image
-from swiprd.inference.preprocess import Shrink, preprocess, resized
+from swiprd.inference.preprocess import preprocess, resized
 from swiprd.system.image_formats import FORMATS
 from swiprd.system.silence import silenced_stderr
 
@@ -42,13 +42,11 @@ def decode(
     data: bytes,
     recipe: Preprocess,
     max_pixels: int = MAX_PIXELS,
-    shrink: Shrink | None = None,
     formats: Sequence[str] = FORMATS,
 ) -> np.ndarray:
     """Turn an image file's bytes into float32 crops of shape [crops, 3, crop, crop].
 
     Args:
-        shrink: what resizes in place of Pillow for a recipe with `draft`; see `preprocess`.
         formats: names of those that are decoded.
 
     Raises:
@@ -56,7 +54,7 @@ def decode(
         TooLarge: more than `max_pixels`, as it comes or once resized.
     """
     image = load_image(data, recipe, max_pixels, formats)
-    return preprocess(image, recipe, max_pixels, shrink)
+    return preprocess(image, recipe, max_pixels)
 
 
 def load_image(

@@ -12,7 +12,7 @@ import numpy as np
 from swiprd.folder.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from swiprd.inference.preprocess import Shrink
+    pass
 
 
 class Engine(Protocol):
@@ -45,10 +45,6 @@ class Engine(Protocol):
     @property
     def difference(self) -> float | None:
         """The largest by which a probability differed from torch's in the proof; None: torch's."""
-
-    @property
-    def shrink(self) -> Shrink | None:
-        """What resizes for a recipe with `draft`, where the library is faster than Pillow."""
 
     def set_threads(self, threads: int) -> None:
         """Compute with so many threads from now on."""

@@ -1,6 +1,7 @@
 """Which engine serves a model: its compiled form where one is proven and wanted, or else torch.
 
-torch is imported only where it is to serve: that takes two seconds, and two hundred megabytes.
+A model that is an ONNX file has no other engine. torch is imported only where it is to serve: that
+takes two seconds, and two hundred megabytes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from swiprd.folder.compiled_record import load_record
 from swiprd.folder.spec import ModelSpec
 from swiprd.folder.toml_table import SpecError
 from swiprd.inference.engine import Engine
-from swiprd.inference.onnx_model import NoCompiledForm, OnnxModel, load_onnx
+from swiprd.inference.onnx_model import NoCompiledForm, OnnxModel, load_onnx, load_onnx_file
 from swiprd.system.messages import Load
 
 _NVIDIA = Path("/dev/nvidiactl")  # of NVIDIA's driver. To ask torch would be to import it.
@@ -30,6 +31,8 @@ def load_engine(spec: ModelSpec, command: Load) -> tuple[Engine, str, str]:
         RuntimeError: CUDA is demanded, and there is none.
     """
     wanted = spec.engine if command.engine == "auto" else command.engine
+    if spec.is_onnx:
+        return _load_onnx_file(spec, wanted, command.device), "cpu", ""
     note = ""
     if wanted == "onnx" and command.device == "cuda":
         raise SpecError(spec.file, "engine", "torch or auto with the device cuda", wanted)
@@ -41,6 +44,16 @@ def load_engine(spec: ModelSpec, command: Load) -> tuple[Engine, str, str]:
         if wanted == "onnx":
             raise SpecError(spec.file, "engine", "a compiled form that can serve", note)
     return *_load_torch(spec, command.device), note
+
+
+def _load_onnx_file(spec: ModelSpec, wanted: str, device: str) -> OnnxModel:
+    if wanted == "torch":
+        expected = 'weights that torch runs, since the daemon is told engine = "torch"'
+        raise SpecError(spec.file, "architecture", expected, f'"{spec.architecture}"')
+    if device == "cuda":
+        expected = "weights that torch takes: an ONNX file is served on the CPU"
+        raise SpecError(spec.file, "architecture", expected, f'"{spec.architecture}", and cuda')
+    return load_onnx_file(spec)
 
 
 def _compiled(spec: ModelSpec, cached: str, *, at_any_speed: bool) -> OnnxModel | str:

@@ -10,6 +10,7 @@ What the front and it say to each other is in swiprd.system.messages.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import selectors
@@ -155,10 +156,10 @@ class Forkserver:
 
 def _load_model(command: Load) -> tuple[Engine, Loaded]:
     from swiprd.folder.spec import load_spec
-    from swiprd.inference import worker  # noqa: F401 - imported once here, not in every child
     from swiprd.inference.decoders import VERSIONS, readable
     from swiprd.inference.engines import load_engine
 
+    _import_worker()
     engine, device, note = load_engine(load_spec(Path(command.folder)), command)
     return engine, Loaded(
         labels=engine.labels,
@@ -172,6 +173,11 @@ def _load_model(command: Load) -> tuple[Engine, Loaded]:
     )
 
 
+def _import_worker() -> None:
+    """Import what every worker needs, once, and not in every child."""
+    from swiprd.inference import worker  # noqa: F401
+
+
 def main() -> None:
     """Run for the front whose pid and control socket's descriptor the command line names."""
     parent, descriptor = (int(argument) for argument in sys.argv[1:])
@@ -181,6 +187,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     server = Forkserver(socket.socket(fileno=descriptor))
+    with contextlib.suppress(ImportError):  # `load` tries again, and tells why not
+        _import_worker()  # while the front, perhaps, still imports its own modules
     try:
         server.run()
     except (BrokenPipeError, ConnectionResetError):

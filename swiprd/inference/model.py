@@ -24,9 +24,7 @@ from swiprd.folder.spec import ModelSpec
 from swiprd.folder.toml_table import SpecError
 from swiprd.folder.trusted_programs import Code
 from swiprd.inference import architectures
-from swiprd.inference.preprocess import Shrink
 from swiprd.inference.programs import load_exported, load_torchscript
-from swiprd.inference.shrink import shrink
 from swiprd.inference.state_dict import TensorMismatch, match_by_name, match_by_order
 from swiprd.inference.torchvision_import import import_torchvision
 from swiprd.inference.weights import SAFETENSORS, load_state
@@ -51,11 +49,6 @@ class LoadedModel:
     @property
     def difference(self) -> None:
         """None: what others are compared with."""
-
-    @property
-    def shrink(self) -> Shrink:
-        """What resizes for a recipe with `draft`."""
-        return shrink
 
     def set_threads(self, threads: int) -> None:
         """Compute with so many threads from now on: torch as a whole, in this process."""

@@ -1,20 +1,17 @@
-"""The engine `onnx`: a compiled form served by ONNX Runtime. Imports no torch.
+"""The engine `onnx`: a compiled form, or a model that is an ONNX file, served by ONNX Runtime.
 
-The forkserver makes the model, and its children inherit it. A session of one thread starts none,
-and works in a forked child as long as it has not been run before the fork; one of several threads
-does not survive the fork, and is made in the child that wants it. Pooling over the crops and the
-activation, which are not part of the compiled form, are done here, as model.py does them.
+Imports no torch. The forkserver makes the model, and its children inherit it. A session of one
+thread starts none, and works in a forked child as long as it has not been run before the fork; one
+of several threads does not survive the fork, and is made in the child that wants it. Pooling over
+the crops and the activation, which are not part of the file, are done here, as model.py does them.
 """
 
 from __future__ import annotations
 
-import importlib
 import math
-import os
 import platform
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
@@ -24,22 +21,20 @@ from swiprd.folder.compiled_record import (
     COMPILED,
     RECORD,
     CompiledRecord,
-    digest_file,
     is_current,
     load_record,
-    open_compiled,
 )
 from swiprd.folder.model_id import digest_weights, identify
 from swiprd.folder.spec import IMAGENET_CLASSES, ModelSpec
-from swiprd.inference.preprocess import Shrink
-from swiprd.system.reason import first_line
-from swiprd.system.silence import silenced_stderr
+from swiprd.folder.toml_table import SpecError
+from swiprd.inference.onnx_network import Network, UnfitNetwork
+from swiprd.inference.onnx_session import NoSession, OnnxSource
 
 INPUT, OUTPUT = "crops", "outputs"
 """What compiled forms call their input, float32 [n, 3, crop, crop], and their output, [n, labels]:
 the module's own, before pooling and activation."""
 
-_QUIET = 3  # onnxruntime's severity "error": a warning about a graph is of no use to anybody here
+_FIT = "an ONNX file that can be served"
 
 
 class NoCompiledForm(Exception):
@@ -55,11 +50,12 @@ class OnnxModel:
         versions: of everything that has a say in the last digits of an answer.
         record: what it was proven by; None before.
         sha256: of the file that it has opened.
+        parameters: values of all tensors in it.
+        network: what it takes and gives.
     """
 
     name: Literal["onnx"] = "onnx"
     device = "cpu"
-    shrink: Shrink | None = None
 
     def __init__(
         self,
@@ -69,34 +65,33 @@ class OnnxModel:
         model_id: str,
         record: CompiledRecord | None = None,
     ) -> None:
-        """Open a compiled form and make a session of one thread. Does not run it.
+        """Open a file and make a session of one thread. Does not run it.
 
         Raises:
             NoCompiledForm: onnxruntime is not installed, or cannot load the file.
+            UnfitNetwork: it is no classifier of such pictures.
         """
         self.spec = spec
         self.labels = labels
         self.model_id = model_id
         self.record = record
-        self._runtime = _import_onnxruntime()
+        try:
+            self._source = OnnxSource(file)
+        except NoSession as error:
+            raise NoCompiledForm(str(error)) from None
         self.versions = {
-            "onnxruntime": str(self._runtime.__version__),
+            "onnxruntime": self._source.version,
             "pillow": PIL.__version__,
             "numpy": np.__version__,
             "python": platform.python_version(),
         }
-        self._path = file
+        self.sha256 = self._source.sha256
+        self.parameters = self._source.contents.parameters
         try:
-            # Kept open: a child's own session is made of the file that was checked, whatever has
-            # its name by then.
-            self._file = open_compiled(file)
-        except OSError as error:
-            raise NoCompiledForm(f"{file}: cannot be read: {error.strerror or error}") from None
-        try:
-            self.sha256 = digest_file(self._opened())
             self._alone = self._session(1)
+            self.network = Network(self._alone, spec.output, may_split=spec.is_onnx)
         except BaseException:
-            self._file.close()
+            self._source.close()
             raise
         self._several: tuple[int, Any] | None = None
         self._used = self._alone
@@ -112,7 +107,7 @@ class OnnxModel:
 
     def close(self) -> None:
         """Close the file. The model answers on, with as many threads as it has had."""
-        self._file.close()
+        self._source.close()
 
     def set_threads(self, threads: int) -> None:
         """Answer with so many threads from now on.
@@ -128,8 +123,6 @@ class OnnxModel:
             return
         if self._several is None or self._several[0] != threads:
             self._several = None  # first of all, which ends the threads of one before
-            if digest_file(self._opened()) != self.sha256:
-                raise NoCompiledForm(f"{self._path}: has been written to since it was opened")
             self._several = threads, self._session(threads)
         self._used = self._several[1]
 
@@ -151,8 +144,7 @@ class OnnxModel:
         """
         images, count = crops.shape[:2]
         flat = crops.reshape(images * count, *crops.shape[2:])
-        (raw,) = self._used.run([OUTPUT], {INPUT: flat})
-        outputs: np.ndarray = raw.reshape(images, count, -1)
+        outputs = self.network.answer(self._used, flat).reshape(images, count, -1)
         rows: np.ndarray
         match self.spec.preprocess.pool:
             case "logits":
@@ -173,26 +165,10 @@ class OnnxModel:
                 return outputs
 
     def _session(self, threads: int) -> Any:
-        runtime = self._runtime
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
-        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.log_severity_level = _QUIET
-        file = str(self._opened())
         try:
-            # Debian's 1.21 prints 567 lines on standard error when it makes its first session: the
-            # operators of libonnx are there twice. What matters is raised.
-            with silenced_stderr():
-                return runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            # Each of its errors is a class of its own, without one above them but this.
-            raise NoCompiledForm(f"{self._path}: {first_line(error)}") from None
-
-    def _opened(self) -> Path:
-        """Name the file that is open, to be opened anew: forked processes share an offset."""
-        return Path(f"/proc/self/fd/{self._file.fileno()}")
+            return self._source.session(threads)
+        except NoSession as error:
+            raise NoCompiledForm(str(error)) from None
 
 
 def load_onnx(spec: ModelSpec, directory: Path) -> OnnxModel:
@@ -212,26 +188,56 @@ def load_onnx(spec: ModelSpec, directory: Path) -> OnnxModel:
         raise NoCompiledForm(f"{directory / RECORD}: has {len(labels)} labels, not the thousand")
     weights = digest_weights(spec)
     model_id = identify(replace(spec, sha256=spec.sha256 or weights))
-    model = OnnxModel(spec, directory / COMPILED, labels, model_id, record)
+    try:
+        model = OnnxModel(spec, directory / COMPILED, labels, model_id, record)
+    except UnfitNetwork as error:
+        raise NoCompiledForm(f"{directory / COMPILED}: {error}") from None
     if why := is_current(record, spec, compiled=model.sha256, weights=weights):
         model.close()
         raise NoCompiledForm(why)
     return model
 
 
-def _import_onnxruntime() -> ModuleType:
-    """Import onnxruntime, which need not be installed.
+def load_onnx_file(spec: ModelSpec) -> OnnxModel:
+    """Load a model whose network is an ONNX file: `architecture = "onnx"`.
+
+    Starts no thread and runs nothing: forked children can use it.
 
     Raises:
-        NoCompiledForm: it is not.
+        SpecError: the file is not fit to be served, or onnxruntime is not installed.
     """
-    # Before the import: some builds of it start a thread then, which writes a database below the
-    # user's home and sends to its maker. Telling it afterwards does not end the thread.
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    assert spec.labels != "imagenet"  # load_spec has seen to it
+    digest = spec.sha256 or digest_weights(spec)
+    model_id = identify(replace(spec, sha256=digest))
     try:
-        return importlib.import_module("onnxruntime")
-    except ImportError as error:
-        raise NoCompiledForm(f"onnxruntime cannot be imported: {first_line(error)}") from None
+        model = OnnxModel(spec, spec.weights, spec.labels, model_id)
+    except NoCompiledForm as error:
+        found = str(error).removeprefix(f"{spec.weights}: ")
+        raise SpecError(spec.weights, "", _FIT, f"what cannot be: {found}") from None
+    except UnfitNetwork as error:
+        file = spec.file if error.key else spec.weights
+        raise SpecError(file, error.key, error.expected, error.found) from None
+    try:
+        _compare(spec, model)
+    except SpecError:
+        model.close()
+        raise
+    return model
+
+
+def _compare(spec: ModelSpec, model: OnnxModel) -> None:
+    """See that model.toml says what the file does.
+
+    Raises:
+        SpecError: it says something else.
+    """
+    network, crop = model.network, spec.preprocess.crop
+    if network.edge not in (None, crop):
+        expected = f"{network.edge}, as {spec.weights.name} takes"
+        raise SpecError(spec.file, "preprocess.crop", expected, str(crop))
+    if network.labels not in (None, len(spec.labels)):
+        expected = f"as many as {spec.weights.name} has outputs, {network.labels}"
+        raise SpecError(spec.file, "labels", expected, str(len(spec.labels)))
 
 
 def _softmax(outputs: np.ndarray) -> np.ndarray:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
@@ -18,27 +17,17 @@ from swiprd.inference.area import resize_area
 from swiprd.inference.decode_limits import MAX_PIXELS, too_many_pixels
 from swiprd.inference.sampling import resize_sampled
 
-Shrink = Callable[[np.ndarray, int, int], np.ndarray]
-"""Resizes bilinearly to a width and a height: uint8 [h, w, 3] → uint8 [height, width, 3].
-
-What it is given may be written to: torch takes no other array."""
-
 
 def preprocess(
     image: Image.Image,
     recipe: Preprocess,
     max_pixels: int = MAX_PIXELS,
-    shrink: Shrink | None = None,
 ) -> np.ndarray:
     """Resize, crop and normalise an RGB picture: float32 of shape [crops, 3, crop, crop].
 
     Bit for bit what torchvision's Resize, CenterCrop (FiveCrop, TenCrop), ToTensor and Normalize
-    make of it, unless `draft` asks for speed. Where the picture is smaller than a crop, the outside
+    make of it. Where the picture is smaller than a crop, the outside
     is black, as CenterCrop has it (FiveCrop and TenCrop would raise), and mirrored for `grid`.
-
-    Args:
-        shrink: resizes in place of Pillow what a JPEG's decoder has drafted, where `draft` asks
-            for speed. torch's differs from Pillow's by a level in one value of some hundred.
 
     Raises:
         TooLarge: the resized picture would have more than `max_pixels`.
@@ -54,8 +43,6 @@ def preprocess(
         pixels = resize_area(np.asarray(image), *size)
     elif recipe.interpolation == "grid_sample":
         pixels = resize_sampled(np.asarray(image), *size)
-    elif shrink and _may_shrink(image.size, size, recipe):
-        pixels = shrink(np.array(image), *size)
     elif size != image.size:
         pixels = image.resize(size, Image.Resampling[recipe.interpolation.upper()])
     return _normalized(_crops(pixels, size, recipe), recipe)
@@ -91,16 +78,6 @@ def resized(width: int, height: int, recipe: Preprocess) -> tuple[int, int]:
         max(1, round(width * recipe.resize / named)),
         max(1, round(height * recipe.resize / named)),
     )
-
-
-def _may_shrink(size: tuple[int, int], wanted: tuple[int, int], recipe: Preprocess) -> bool:
-    """Whether speed is asked for, and a picture as much too large as JPEG decoders leave them.
-
-    Which is less than four times: larger ones would be held in memory twice, as an array too.
-    """
-    if not recipe.draft or recipe.interpolation != "bilinear":
-        return False
-    return all(small < large < 4 * small for large, small in zip(size, wanted, strict=True))
 
 
 def _square(image: Image.Image, recipe: Preprocess) -> Image.Image:

@@ -28,6 +28,7 @@ from swiprd.folder.spec import ModelSpec, load_spec
 from swiprd.folder.toml_table import SpecError
 from swiprd.inference.background import stay_behind
 from swiprd.inference.onnx_model import NoCompiledForm, OnnxModel
+from swiprd.inference.onnx_network import UnfitNetwork
 from swiprd.inference.proof import (
     FRESH,
     MORE_BATCHES,
@@ -52,6 +53,7 @@ def prove(folder: Path, out: Path) -> CompiledRecord:
     Raises:
         NotProven: they do not agree, or the model has changed since.
         NoCompiledForm: onnxruntime is not installed, or does not load it.
+        UnfitNetwork: it takes or gives something else than torch's.
         SpecError: the folder is not what it should be, or there is no reference.
         OSError: a file cannot be written.
     """
@@ -130,7 +132,7 @@ def main(arguments: list[str]) -> int:
     stay_behind(arguments[2:])
     try:
         prove(folder, out)
-    except (NotProven, NoCompiledForm, SpecError, SwiprError, OSError) as error:
+    except (NotProven, NoCompiledForm, UnfitNetwork, SpecError, SwiprError, OSError) as error:
         print(first_line(error, 1000), file=sys.stderr)
         return 1
     return 0

@@ -1,11 +1,12 @@
-"""A compiled form that answers in a process of its own, for one that has torch.
+"""A compiled form, or an ONNX file, that answers in a process of its own.
 
-    python -P -m swiprd.inference.separate FOLDER DIRECTORY THREADS
+    python -P -m swiprd.inference.separate FOLDER DIRECTORY THREADS PARENT
 
-torch and onnxruntime do not get along in one process everywhere. The process says on its standard
-output what it has loaded, a line of JSON; takes the crops of a picture on its standard input,
-float32 [crops, 3, crop, crop]; answers them with the seconds that they took, a float64, and the
-row, float32 [labels]; and leaves on EOF. Imports neither torch nor, in the process that asks,
+torch and onnxruntime do not get along in one process everywhere, and a stranger's file may end the
+process that opens it, or hold it for ever. The process says on its standard output what it has
+loaded, a line of JSON; takes the crops of a picture on its standard input, float32 [crops, 3, crop,
+crop]; answers them with the seconds that they took, a float64, and the row, float32 [labels]; and
+is ended when it is no longer wanted. Imports neither torch nor, in the process that asks,
 onnxruntime.
 """
 
@@ -14,13 +15,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import select
 import signal
 import struct
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -28,11 +29,14 @@ import numpy as np
 
 from swiprd.folder.spec import ModelSpec, load_spec
 from swiprd.folder.toml_table import SpecError
-from swiprd.inference.onnx_model import NoCompiledForm, load_onnx
+from swiprd.inference.onnx_model import NoCompiledForm, load_onnx, load_onnx_file
+from swiprd.system.kernel import die_with_parent
+from swiprd.system.proc import bound_own_memory, offer_to_the_oom_killer
 from swiprd.system.reason import first_line
 
 _SECONDS = struct.Struct("d")
 _TOLD = 1 << 16  # bytes that are read of what it complains of
+_PATIENCE = 120.0  # seconds that loading may take, and an answer
 
 
 class SeparateFailed(Exception):
@@ -44,7 +48,8 @@ class Separate:
 
     Attributes:
         version: onnxruntime's.
-        difference, outpaced: as in `CompiledRecord`.
+        difference, outpaced: as in `CompiledRecord`; 0 and nothing of an ONNX file.
+        parameters: values of all tensors in the file.
         load_seconds: what it took to import onnxruntime and make the session.
     """
 
@@ -62,7 +67,7 @@ class Separate:
         self._told = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         program = [sys.executable, "-P", "-m", "swiprd.inference.separate"]
         self._process = subprocess.Popen(
-            [*program, str(spec.folder), str(directory), str(threads)],
+            [*program, str(spec.folder), str(directory), str(threads), str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._told,
@@ -72,15 +77,22 @@ class Separate:
         assert self._process.stdout is not None
         self._requests: IO[bytes] = self._process.stdin
         self._answers: IO[bytes] = self._process.stdout
-        line = self._answers.readline()
-        if not line.endswith(b"\n"):
-            reason = self._end()
+        try:
+            self._wait("loading it")
+            line = self._answers.readline()
+            if not line.endswith(b"\n"):
+                raise SeparateFailed(self._end())
+        except SeparateFailed as error:
             self.close()
-            raise NoCompiledForm(reason)
+            raise NoCompiledForm(str(error)) from None
+        except BaseException:
+            self.close()
+            raise
         told = json.loads(line)
         self.version: str = told["version"]
         self.difference: float = told["difference"]
         self.outpaced: str = told["outpaced"]
+        self.parameters: int = told["parameters"]
         self.load_seconds: float = told["seconds"]
 
     def __enter__(self) -> Separate:
@@ -101,6 +113,7 @@ class Separate:
             self._requests.flush()
         except BrokenPipeError:
             raise SeparateFailed(self._end()) from None
+        self._wait("an answer")
         data = self._answers.read(size)
         if len(data) < size:
             raise SeparateFailed(self._end())
@@ -109,11 +122,18 @@ class Separate:
 
     def close(self) -> None:
         """End the process and reap it."""
-        with suppress(BrokenPipeError):
-            self._requests.close()
-        self._process.wait()
-        self._answers.close()
+        self._process.kill()
+        self._process.communicate()
         self._told.close()
+
+    def _wait(self, what: str) -> None:
+        """Wait until there is something to read, or the process has ended.
+
+        Raises:
+            SeparateFailed: it takes too long.
+        """
+        if not select.select([self._answers], [], [], _PATIENCE)[0]:
+            raise SeparateFailed(f"{what} takes onnxruntime more than {_PATIENCE:g} s")
 
     def _end(self) -> str:
         """Wait for a process that has given up; return what it says."""
@@ -128,10 +148,13 @@ class Separate:
 def main(arguments: list[str]) -> int:
     """Run for the command line; return the exit status."""
     folder, directory = map(Path, arguments[:2])
+    die_with_parent(int(arguments[3]))
+    offer_to_the_oom_killer()
+    bound_own_memory(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     try:
         begun = time.monotonic()
         spec = load_spec(folder)
-        model = load_onnx(spec, directory)
+        model = load_onnx_file(spec) if spec.is_onnx else load_onnx(spec, directory)
         model.set_threads(int(arguments[2]))
     except (NoCompiledForm, SpecError) as error:
         print(first_line(error, 1000), file=sys.stderr)
@@ -139,7 +162,8 @@ def main(arguments: list[str]) -> int:
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     greeting = {
         "version": model.versions["onnxruntime"],
-        "difference": model.difference,
+        "difference": model.difference or 0.0,
+        "parameters": model.parameters,
         "outpaced": model.outpaced(),
         "seconds": time.monotonic() - begun,
     }
@@ -151,7 +175,12 @@ def main(arguments: list[str]) -> int:
     while len(data := requests.read(size)) == size:
         crops = np.frombuffer(data, np.float32).reshape(shape)
         begun = time.monotonic()
-        row = model.probabilities(crops)[0]
+        try:
+            row = model.probabilities(crops)[0]
+        except Exception as error:
+            # Each of onnxruntime's errors is a class of its own, without one above them but this.
+            print(first_line(error, 1000), file=sys.stderr)
+            return 1
         seconds = time.monotonic() - begun
         answers.write(_SECONDS.pack(seconds) + row.astype(np.float32).tobytes())
         answers.flush()

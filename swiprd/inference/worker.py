@@ -89,6 +89,6 @@ def _decode(descriptor: int, limits: Limits, engine: Engine) -> np.ndarray:
     try:
         with processor_time(limits.max_decode):
             recipe = engine.spec.preprocess
-            return decode.decode(data, recipe, limits.max_pixels, engine.shrink, limits.formats)
+            return decode.decode(data, recipe, limits.max_pixels, limits.formats)
     except MemoryError:
         raise TooLarge("the image needs more memory than there is") from None

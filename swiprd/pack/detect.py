@@ -22,6 +22,7 @@ from swiprd.pack.errors import NotWeights, Unclear
 from swiprd.pack.find_weights import Tensors, strip, unwrap_last
 
 _CLASSES = 999_983  # a prime, and larger than any dimension of an architecture
+_NEAR = 0.9  # of an architecture's tensors
 _AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 
 
@@ -81,6 +82,33 @@ def guess(tensors: Tensors) -> list[Fit]:
         except (TensorMismatch, ArchitectureError, NotWeights):
             continue
     return found
+
+
+def nearest(tensors: Tensors) -> str:
+    """Name torchvision's architecture that most of these tensors are of, and the first that is not
+    as it has them; empty where none comes near."""
+    if _is_fastai(tensors):
+        return ""  # named by position, which any network is
+    best, share = "", _NEAR
+    for architecture in classifiers():
+        wanted = dict(weighty(_template(architecture)))
+        stripped, _ = strip(tensors, list(wanted))
+        alike = [
+            name
+            for name, tensor in weighty(stripped)
+            if name in wanted
+            and (wanted[name].shape == tensor.shape or _CLASSES in wanted[name].shape)
+        ]
+        found = len(alike) / max(len(wanted), len(weighty(stripped)))
+        if found >= share:
+            best, share = architecture, found
+    if not best:
+        return ""
+    try:
+        fit(tensors, best)
+    except (NotWeights, Unclear) as error:
+        return f"{best} comes nearest: {error}"
+    return ""
 
 
 def outline(tensors: Tensors) -> str:

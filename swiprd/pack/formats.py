@@ -14,7 +14,7 @@ from typing import Literal
 
 from swiprd.pack.errors import CannotOpen, NotWeights
 
-Format = Literal["zip", "legacy", "safetensors", "torchscript", "export"]
+Format = Literal["zip", "legacy", "safetensors", "torchscript", "export", "onnx"]
 
 # The largest torchvision classifier has 2.6 GB of weights; with Adam's state, three times that.
 MAX_SIZE = 16 << 30
@@ -24,8 +24,10 @@ _LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
 _MAX_HEADER = 100_000_000  # where the safetensors library gives up
 _ONNX_VERSIONS = range(3, 32)  # ir_version, the first field; TensorFlow's SavedModel has 1 there
 
+_CONVERT = "make an ONNX file of it (python -m tf2onnx.convert), which can be packed"
+
 _OTHERS = (
-    (b"\x89HDF\r\n\x1a\n", "HDF5, probably a Keras model: torch cannot read it"),
+    (b"\x89HDF\r\n\x1a\n", f"HDF5, probably a Keras model: {_CONVERT}"),
     (b"\x1f\x8b", "compressed with gzip: unpack it first (gunzip)"),
     (b"BZh", "compressed with bzip2: unpack it first (bunzip2)"),
     (b"\xfd7zXZ\0", "compressed with xz: unpack it first (unxz)"),
@@ -81,17 +83,16 @@ def recognise(file: Path) -> Format:
         if head.startswith(magic):
             raise NotWeights(f"{file}: {what}")
     if head[4:8] == b"TFL3":
-        raise NotWeights(f"{file}: a TensorFlow Lite model: torch cannot read it")
+        raise NotWeights(f"{file}: a TensorFlow Lite model: {_CONVERT}")
     if head[257:262] == b"ustar":
         raise NotWeights(f"{file}: a tar archive: unpack it first")
     if head[:1] == b"\x08" and head[1] in _ONNX_VERSIONS:
-        raise NotWeights(
-            f"{file}: looks like ONNX, which swipr does not run: pack the checkpoint that it was"
-            " exported from"
-        )
+        return "onnx"
     if head[:3] == b"\x08\x01\x12" or head[:1] == b"\x0a":
-        raise NotWeights(f"{file}: looks like a TensorFlow graph: torch cannot read it")
-    raise NotWeights(f"{file}: not a checkpoint: neither torch.save()'s formats nor safetensors")
+        raise NotWeights(f"{file}: looks like a TensorFlow graph: {_CONVERT}")
+    raise NotWeights(
+        f"{file}: not a checkpoint: neither torch.save()'s formats, nor safetensors, nor ONNX"
+    )
 
 
 def _check(file: Path, info: os.stat_result) -> None:
@@ -109,7 +110,7 @@ def _describe_folder(folder: Path) -> str:
     if (folder / "model.toml").exists():
         return "a folder that is packed already: swiprd check tells whether it works"
     if (folder / "saved_model.pb").exists():
-        return "a TensorFlow SavedModel: torch cannot read it"
+        return f"a TensorFlow SavedModel: {_CONVERT}"
     return "a folder: name the checkpoint in it"
 
 
@@ -131,7 +132,7 @@ def _recognise_zip(file: Path) -> Format:
             raise NotWeights(f"{file}: zipped again and compressed: {_RESAVE}")
         return "zip"
     if {"config.json", "model.weights.h5"} <= bare:
-        raise NotWeights(f"{file}: a Keras model: torch cannot read it")
+        raise NotWeights(f"{file}: a Keras model: {_CONVERT}")
     inside = next(iter(sorted(bare)), None)
     what = f"which holds {inside}: unpack it first" if inside else "and an empty one"
     raise NotWeights(f"{file}: a zip archive, {what}")

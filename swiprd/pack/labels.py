@@ -46,7 +46,7 @@ def given(text: str | None, file: Path | None) -> Named | None:
     """Read --labels and --labels-file; None where neither is there.
 
     Raises:
-        Unclear: both, or an empty or repeated label.
+        Unclear: both, a file as the one label, or an empty or repeated label.
         CannotOpen: the file cannot be read.
         BadLabels: a line of it is blank or repeated; names it.
     """
@@ -56,6 +56,10 @@ def given(text: str | None, file: Path | None) -> Named | None:
         return Named(labels="imagenet", source="torchvision's thousand, as --labels says")
     if text is not None:
         labels = tuple(one.strip() for one in text.split(","))
+        if len(labels) == 1 and "." in text and Path(text).is_file():
+            raise Unclear(
+                f"--labels: {text} is a file: --labels-file {text} reads one label a line"
+            )
         for number, label in enumerate(labels, start=1):
             if fault := _fault(label, labels[: number - 1]):
                 raise Unclear(f"--labels: label {number}: {fault}")

@@ -18,9 +18,9 @@ LARGEST = 4096
 
 DESCRIPTION = """\
 Make a model's folder from a checkpoint: a state_dict in either of torch's formats or as
-safetensors, alone or among other things, of a classifier of torchvision, fastai or timm; or a
-program (TorchScript, torch.export). What the tensors tell is inferred and said. Nothing is
-unpickled but tensors and plain values."""
+safetensors, alone or among other things, of a classifier of torchvision, fastai or timm; a
+program (TorchScript, torch.export); or an ONNX file. What the file tells is inferred and said.
+Nothing is unpickled but tensors and plain values."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +41,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--key",
         metavar="KEY",
-        help="where the weights are in the checkpoint, such as state_dict or model_ema.module",
+        help="where the weights are in the checkpoint, such as state_dict or model_ema.module;"
+        " of an ONNX file with several outputs, which of them counts",
     )
     add("--activation", choices=get_args(Activation), help="what makes outputs probabilities")
     add("--multi-label", action="store_true", help="several labels a picture: --activation sigmoid")

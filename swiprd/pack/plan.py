@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import argparse
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from swiprd.folder.spec import PROGRAMS, Activation, Preprocess
+from swiprd.folder.spec import PROGRAMS, Activation
 from swiprd.inference.architectures import TIMM
 from swiprd.inference.state_dict import weighty
-from swiprd.pack import checkpoint, convert, detect, find_weights, labels, preprocessing
+from swiprd.pack import checkpoint, convert, detect, find_weights, labels, preprocessing, told
 from swiprd.pack.detect import Fit
 from swiprd.pack.errors import NotWeights, Unclear
 from swiprd.pack.find_weights import Tensors
 from swiprd.pack.formats import Format
 from swiprd.pack.labels import CHEST_XRAY_14, IMAGENET, Named
-from swiprd.pack.options import LARGEST
-from swiprd.pack.preprocessing import Recipe
+from swiprd.pack.told import Recipe
 
 FORMATS: dict[Format, str] = {
     "zip": "torch.save()'s zip format",
@@ -30,6 +29,7 @@ FORMATS: dict[Format, str] = {
     "safetensors": "safetensors",
     "torchscript": "a TorchScript program",
     "export": "a program of torch.export",
+    "onnx": "ONNX",
 }
 
 
@@ -142,9 +142,10 @@ def _fit(
             f" {', '.join(one.architecture for one in fits)}"
         )
     named = content.get("arch") if isinstance(content, dict) else None
-    hint = ""
+    near = detect.nearest(tensors)
+    hint = f". {near}" if near else ""
     if isinstance(named, str) and re.fullmatch(r"\w{1,64}", named):
-        hint = f'. The checkpoint calls it "{named}": if that is timm\'s name, --architecture'
+        hint += f'. The checkpoint calls it "{named}": if that is timm\'s name, --architecture'
         hint += f" {TIMM}{named}"
     raise Unclear(
         "--architecture: no classifier of torchvision has exactly these tensors"
@@ -162,59 +163,13 @@ def _recipe(fit: Fit, digest: str, options: argparse.Namespace) -> Recipe:
         recipe = preprocessing.for_chexnet()
     else:
         recipe = preprocessing.for_torchvision(fit, digest)
-    return override(recipe, options)
-
-
-def override(recipe: Recipe, options: argparse.Namespace) -> Recipe:
-    """Put what the command line says of the preprocessing over what was inferred.
-
-    Raises:
-        Unclear: the size that would follow from --crop is more than model.toml takes.
-    """
-    plain = recipe.preprocess
-    said: dict[str, Any] = {
-        key: getattr(options, key)
-        for key in ("edge", "crop", "crops", "interpolation", "exif", "mean", "std")
-        if getattr(options, key) is not None
-    }
-    if options.resize is not None:
-        said["resize"] = options.resize or None
-    elif options.edge in ("both", "square"):
-        said["resize"] = options.crop or plain.crop
-    elif options.crop is not None and plain.resize is not None:
-        said["resize"] = max(options.crop, round(plain.resize * options.crop / plain.crop))
-        if said["resize"] > LARGEST:
-            raise Unclear(
-                f"--crop {options.crop}: pictures would in proportion be resized to"
-                f" {said['resize']} pixels before, and {LARGEST} are the most: say --resize, too"
-            )
-    changed = [key for key, value in said.items() if value != getattr(plain, key)]
-    if not changed:
-        return recipe
-    # A note about a value that the command line replaces would be wrong.
-    notes = () if {"mean", "std"} & set(changed) else recipe.notes
-    source = f"{recipe.source}; {', '.join(changed)} as told"
-    preprocess: Preprocess = replace(plain, **said)
-    return Recipe(preprocess=preprocess, source=source, notes=notes)
-
-
-def told_activation(options: argparse.Namespace) -> tuple[Activation, str] | None:
-    """Return what the command line says of the activation, if anything.
-
-    Raises:
-        Unclear: two things.
-    """
-    if options.multi_label and options.activation not in (None, "sigmoid"):
-        raise Unclear(f"--multi-label and --activation {options.activation}: give one of them")
-    if options.activation is not None:
-        return options.activation, "--activation"
-    return ("sigmoid", "--multi-label") if options.multi_label else None
+    return told.override(recipe, options)
 
 
 def _activation(fit: Fit, options: argparse.Namespace) -> tuple[Activation, str]:
-    told = told_activation(options)
-    if told is not None:
-        return told
+    given = told.activation(options)
+    if given is not None:
+        return given
     if is_chexnet(fit):
         return "sigmoid", "CheXNet ends in one"
     if fit.classes == 1:

@@ -8,33 +8,19 @@ from __future__ import annotations
 
 import importlib
 import re
-from dataclasses import dataclass, field
 from typing import Any
 
-from swiprd.folder.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from swiprd.folder.spec import Preprocess
 from swiprd.inference.architectures import TIMM, import_timm
 from swiprd.inference.torchvision_import import import_torchvision
 from swiprd.pack.detect import Fit, timm_config
+from swiprd.pack.told import Recipe, plain
 
 HALF = (0.5, 0.5, 0.5)
 
 # The published weights of these come from TensorFlow, which maps pixels to -1…1. torchvision
 # undoes ImageNet's statistics inside the module (`transform_input`); swipr's modules do not.
 _HALVED = ("inception_v3", "googlenet")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """A preprocessing and its source.
-
-    Attributes:
-        source: completes "preprocessing as …".
-        notes: what deserves a line of its own.
-    """
-
-    preprocess: Preprocess
-    source: str
-    notes: tuple[str, ...] = field(default=())
 
 
 def for_fastai(fit: Fit, size: int) -> Recipe:
@@ -154,11 +140,6 @@ def for_timm(architecture: str) -> Recipe:
         source=f"timm {timm.__version__} has it for {name}",
         notes=tuple(notes),
     )
-
-
-def plain(source: str) -> Recipe:
-    """Return the recipe that most ImageNet models share."""
-    return Recipe(preprocess=Preprocess(mean=IMAGENET_MEAN, std=IMAGENET_STD), source=source)
 
 
 def _hash_in(url: str) -> str:

@@ -3,15 +3,12 @@ answer, whose outputs no tensor tells?"""
 
 from __future__ import annotations
 
-import io
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
 
 from swiprd.folder.spec import Activation, Preprocess, load_spec
 from swiprd.folder.toml_table import SpecError
@@ -21,17 +18,8 @@ from swiprd.inference.model import load_model
 from swiprd.inference.programs import load_exported, load_torchscript
 from swiprd.pack.errors import NotProven, NotWeights
 from swiprd.pack.formats import Format
+from swiprd.pack.trial import Answer, picture
 from swiprd.system.reason import first_line
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What the model said, and in how many seconds from the picture's bytes."""
-
-    labels: tuple[str, ...]
-    row: tuple[float, ...]
-    seconds: float
-    model_id: str
 
 
 def prove(folder: Path, trusted: Code | None = None) -> Answer:
@@ -46,7 +34,7 @@ def prove(folder: Path, trusted: Code | None = None) -> Answer:
     try:
         loaded = load_model(load_spec(folder), trusted)
         begin = time.perf_counter()
-        crops = decode.decode(_picture(), loaded.spec.preprocess, shrink=loaded.shrink)
+        crops = decode.decode(picture(), loaded.spec.preprocess)
         row = loaded.probabilities(crops[None])[0]
         seconds = time.perf_counter() - begin
     except SpecError as error:
@@ -81,7 +69,7 @@ def try_program(
             program = load_torchscript(file, opened)
         else:
             program = load_exported(file, opened, preprocess.crop, Path("--crop"))
-        crops = np.concatenate([decode.decode(_picture(seed), preprocess) for seed in range(3)])
+        crops = np.concatenate([decode.decode(picture(seed), preprocess) for seed in range(3)])
         with torch.inference_mode():
             outputs = program(torch.from_numpy(crops))
     except SpecError as error:
@@ -108,13 +96,3 @@ def _telling_line(error: Exception) -> str:
     if isinstance(error, torch.jit.Error) and (text := str(error).strip()):
         return text.splitlines()[-1].strip()
     return first_line(error, 1000)
-
-
-def _picture(seed: int = 0) -> bytes:
-    """Make a JPEG of coloured waves, the same every time."""
-    y, x = np.mgrid[0:240, 0:320]
-    waves = [np.sin(x / 9 + seed + i) * np.cos(y / 13 - 3 * seed - i) for i in range(3)]
-    pixels = np.stack([127.5 + 127.5 * wave for wave in waves], axis=-1).astype(np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "JPEG", quality=90)
-    return stream.getvalue()

@@ -24,7 +24,7 @@ from pathlib import Path
 from swiprd.config import Settings
 from swiprd.folder.compiled_record import load_record
 from swiprd.folder.spec import ModelSpec
-from swiprd.pool.handles import ENVIRONMENT
+from swiprd.pool.forkserver_process import ENVIRONMENT
 from swiprd.system.log import log
 
 _LIBRARIES = ("torch", "onnx", "onnxruntime")

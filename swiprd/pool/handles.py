@@ -10,14 +10,13 @@ import asyncio
 import os
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Protocol
 
 from swiprctl.errors import BadRequest
 from swiprctl.protocol import Frame, Reply, encode
+from swiprd.pool import forkserver_process
 from swiprd.pool.deaths import Death
 from swiprd.pool.states import Event, State, after
 from swiprd.system.attachment import Attachment
@@ -35,22 +34,6 @@ from swiprd.system.messages import (
 )
 
 _STATUS_WAIT = 1.0  # seconds that a dead worker's exit status may take, before it is "unknown"
-
-ENVIRONMENT = {
-    # No library may start a thread when it is imported: numpy's OpenBLAS would start its pool.
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    # How often an idle thread of GNU OpenMP looks for work before it sleeps. By default it spins
-    # for about 10 ms, which ruins a busy host: beside one busy process, two threads on two cores
-    # took up to 2.2 s for densenet121, and 0.35 s with this. Not to spin at all
-    # (OMP_WAIT_POLICY=passive) costs resnext50 a third on idle cores; with this it costs nothing.
-    "GOMP_SPINCOUNT": "10000",
-    # ONNX Runtime as PyPI has it tells its maker of its use, from a thread that it starts when it
-    # is imported. Nothing leaves a host on which swipr looks at people's pictures.
-    "ORT_DISABLE_TELEMETRY": "1",
-}
-"""What libraries read when they are imported in our processes."""
 
 
 class Giver(Protocol):
@@ -209,7 +192,7 @@ class Worker:
 
 
 class Forkserver:
-    """The forkserver process, started at once; reports through the callbacks.
+    """The forkserver process, had at once; reports through the callbacks.
 
     Args:
         on_report: called with each message, and the pidfd that comes with `Forked`, else None.
@@ -222,17 +205,7 @@ class Forkserver:
     def __init__(
         self, *, on_report: Callable[[Report, int | None], None], on_gone: Callable[[], None]
     ) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-P", "-m", "swiprd.inference.forkserver"),
-                    *(str(os.getpid()), str(theirs.fileno())),
-                ],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, **ENVIRONMENT},
-            )
+        self._process, ours = forkserver_process.start()
         self.pid = self._process.pid
         self._pidfd = os.pidfd_open(self.pid)
         self.killed = False

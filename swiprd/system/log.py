@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import select
+import stat
 import sys
 
 log = logging.getLogger("swiprd")
@@ -76,11 +77,22 @@ def set_up() -> None:
     log.setLevel(logging.INFO)
 
 
+def log_file() -> str:
+    """Path of the file that the log goes to; empty where it is none: the journal, a terminal."""
+    try:
+        descriptor = sys.stderr.fileno()
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return os.readlink(f"/proc/self/fd/{descriptor}")
+    except OSError:
+        pass  # it is closed, or /proc is not there
+    return ""
+
+
 def _is_journal(descriptor: int) -> bool:
     """Whether journald reads a descriptor: JOURNAL_STREAM names its device and inode.
 
     The variable alone does not say so: a terminal of a desktop session has it, too (systemd.exec(5)
     gives this check).
     """
-    stat = os.fstat(descriptor)
-    return os.environ.get("JOURNAL_STREAM") == f"{stat.st_dev}:{stat.st_ino}"
+    found = os.fstat(descriptor)
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"

@@ -59,7 +59,7 @@ class Pictures:
         self.rows = np.empty((0, len(loaded.labels)))
         while len(self.files) < count:
             data = _picture(rng)
-            crops = decode.decode(data, loaded.spec.preprocess, shrink=loaded.shrink)
+            crops = decode.decode(data, loaded.spec.preprocess)
             row = loaded.probabilities(crops[None])[0].astype(np.float64)
             if any(_difference(row, other) < _APART for other in self.rows):
                 continue

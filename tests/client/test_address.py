@@ -38,7 +38,8 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(address, "FALLBACK_FOLDER", str(tmp_path / "tmp" / "swipr-{uid}"))
     (tmp_path / "tmp").mkdir(mode=0o777)
     (tmp_path / "tmp").chmod(0o1777)
-    monkeypatch.delenv("SWIPR_SOCKET", raising=False)
+    for variable in ("SWIPR_SOCKET", "SWIPR_MODEL"):
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     return folder
 
@@ -171,6 +172,25 @@ def test_a_model_has_a_socket_of_the_system(system: Path) -> None:
     for name in ("", ".hidden", "a\0b"):
         with pytest.raises(UsageError):
             choose(None, name)
+
+
+def test_a_variable_names_a_model(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (system / "chexnet.sock").touch()
+    (system / "birds.sock").touch()
+    monkeypatch.setenv("SWIPR_MODEL", "chexnet")
+    assert choose().path == f"{system}/chexnet.sock"
+    assert choose(None, "birds").path == f"{system}/birds.sock", "the option stands above it"
+    assert choose("/other").path == "/other"
+    monkeypatch.setenv("SWIPR_MODEL", "./nowhere")
+    with pytest.raises(CannotOpen, match=r"^SWIPR_MODEL: .*nowhere/model\.toml: No such file"):
+        choose()
+    monkeypatch.setenv("SWIPR_SOCKET", "/somewhere/else")
+    with pytest.raises(UsageError, match="SWIPR_SOCKET and SWIPR_MODEL are both set"):
+        choose()
+    assert choose(None, "birds").path == f"{system}/birds.sock", "or above both"
+    assert choose("/other").path == "/other"
+    monkeypatch.setenv("SWIPR_MODEL", "")
+    assert choose().path == "/somewhere/else"
 
 
 def test_a_models_folder_has_a_socket_of_the_users_own(

@@ -30,7 +30,7 @@ from swiprctl.errors import (
     UsageError,
     WorkerCrashed,
 )
-from swiprctl.report import duration, lines
+from swiprctl.report import duration, headline, lines
 from swiprctl.version import __version__
 
 pytestmark = pytest.mark.timeout(30)
@@ -258,7 +258,7 @@ class TestPredict:
         ("path", "why", "status"),
         [
             ("missing.jpg", "No such file or directory", 66),
-            (".", "it is a directory", 66),
+            (".", "it is a directory; with -r, the images in it are asked about", 66),
             ("/dev/null", "it is a device", 66),
             ("bad.jpg", "not an image", 65),
             ("large.jpg", "too many pixels", 65),
@@ -487,7 +487,9 @@ class TestQuestions:
     def test_status(self) -> None:
         out, err, status = swiprctl("status")
         assert (err, status) == ("", 0)
-        assert out == "state   ready\nuptime  2 h 5 min\nqueue\n  waiting  0\n"
+        assert out == (
+            "ready, 0 waiting\n\nstate   ready\nuptime  2 h 5 min\nqueue\n  waiting  0\n"
+        )
         assert json.loads(swiprctl("status", "--json")[0])["uptime"] == 7500
         metrics = swiprctl("status", "--prometheus")[0].splitlines()
         assert any(
@@ -528,11 +530,12 @@ USAGE: list[tuple[list[str], str]] = [
     (["predict", "--header=yes", "a"], "--header takes no value"),
     (["predict", "--files-from=a", "b"], "give one of them"),
     (["predict", "--files-from=a", "--files0-from=b"], "give one of them"),
-    (["predict", "--json", "--header", "a"], "--json needs no --header"),
-    (["predict", "--json", "--labels", "a"], "--json needs no --labels"),
-    (["predict", "--json", "--with-model", "a"], "--json needs no --with-model"),
-    (["predict", "--labels", "--header", "a"], "--labels and --top need no --header"),
-    (["predict", "--top", "2", "--header", "a"], "--labels and --top need no --header"),
+    (["predict", "--json", "--format=csv", "a"], "--json and --format=csv: give one of them"),
+    (["predict", "--format=xml", "a"], "--format: one of csv, tsv, jsonl, not 'xml'"),
+    (["predict", "--labels", "--header", "a"], "--labels needs no --header"),
+    (["predict", "--limit=3", "a"], "--limit goes with --sort=LABEL"),
+    (["predict", "--reverse", "a"], "--reverse goes with --sort=LABEL"),
+    (["predict", "--sort=a", "--limit=0", "a"], "--limit: a whole number from 1, not '0'"),
     (["predict", "--top", "0", "a"], "--top: a whole number from 1, not '0'"),
     (["predict", "--top=2.5", "a"], "--top: a whole number from 1, not '2.5'"),
     (["predict", "--top= 3", "a"], "--top: a whole number from 1, not ' 3'"),
@@ -603,7 +606,7 @@ def test_a_terminal_is_told_why_it_waits_and_is_not_played_with(tmp_path: Path) 
         done = subprocess.run(
             [
                 *(sys.executable, "-m", "swiprctl", "predict", "--socket", f"{tmp_path}/s"),
-                *(f"{tmp_path}/a", b"\x1b]0;title\x07\xff"),
+                *("--no-progress", f"{tmp_path}/a", b"\x1b]0;title\x07\xff"),
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -614,9 +617,10 @@ def test_a_terminal_is_told_why_it_waits_and_is_not_played_with(tmp_path: Path) 
     os.close(terminal)
     listener.join()
     os.close(master)
-    first, second, _ = heard.split(b"\r\n")
+    first, second, third, _ = heard.split(b"\r\n")
     assert first.startswith(b"swiprctl: waiting for the daemon on ")
     assert second == b"swiprctl: \\x1b]0;title\\x07\\xff: No such file or directory"
+    assert third.startswith(b"swiprctl: 1 answered, 1 failed (1 cannot-open) in ")
     assert done.stdout == f"{tmp_path}/a,1\n".encode()
 
 
@@ -693,6 +697,8 @@ def test_predict_imports_nothing_slow() -> None:
     assert [name for name in found if name.startswith("swiprd")] == []
     assert "swiprctl.autostart" not in found
     assert "swiprctl.report" not in found
+    assert "swiprctl.formats" not in found
+    assert "swiprctl.sorting" not in found
 
 
 @pytest.mark.usefixtures("peer")
@@ -712,6 +718,25 @@ def test_the_client_has_no_compiled_code_but_the_standard_librarys() -> None:
 def test_durations() -> None:
     told = [duration(s) for s in (0.0, 0.0123, 0.9, 1.5, 99.0, 600.0, 7260.0, 260_000.0)]
     assert told == ["0 ms", "12.3 ms", "900 ms", "1.5 s", "99 s", "10 min", "2 h 1 min", "3 days"]
+
+
+def test_a_headline_says_it_all() -> None:
+    status: dict[str, object] = {
+        "state": "ready",
+        "reason": "serving focus@947a28b03d55",
+        "model": "focus@947a28b03d55",
+        "shape": {"workers": 2},
+        "queue": {"waiting": 0},
+        "requests": {"outcomes": {"ok": 2360, "bad-image": 4}},
+    }
+    assert headline(status) == "ready, focus, 2 workers, 0 waiting, 2,360 answered"
+    one = {**status, "shape": {"workers": 1}, "requests": {"outcomes": {}}}
+    assert headline(one) == "ready, focus, 1 worker, 0 waiting, 0 answered"
+    loading = {"state": "loading", "model": "", "queue": {"waiting": 3}, "requests": 1}
+    assert headline(loading) == "loading, 3 waiting"
+    failed = {"state": "loading-failed", "reason": "weights.pth: not there"}
+    assert headline(failed) == "loading-failed: weights.pth: not there"
+    assert headline({}) == ""
 
 
 def test_a_report_shows_what_there_is() -> None:

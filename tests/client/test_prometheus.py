@@ -21,6 +21,7 @@ STATUS: dict[str, object] = {
     "state": "ready",
     "model": "m@1",
     "uptime": 12.5,
+    "memory": 300_000_000,
     "queue": {"waiting": 1, "total": 3, "limit": 128, "oldest": 0.25, "by_uid": {"1000": 3}},
     "requests": {"outcomes": {"ok": 5, "deadline": 1}, "by_uid": {"1000": 6}, "refused": 2},
     "workers": [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
@@ -12,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swiprctl.rows import Prediction, best, distinct, header, json_line, number, pair_row, row
+from swiprctl.formats import JsonLines
+from swiprctl.rows import Prediction, Table, best, distinct, number, row
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -65,7 +67,7 @@ paths = st.binary(min_size=1, max_size=30).map(lambda b: b.replace(b"\0", b"x"))
 
 @given(paths, st.lists(st.floats(0, 1), min_size=1, max_size=4))
 def test_any_path_reads_back(path: bytes, probabilities: list[float]) -> None:
-    data = row(probabilities, os.fsdecode(path))
+    data = row(tuple(probabilities), os.fsdecode(path))
     text = io.StringIO(data.decode("utf-8", "surrogateescape"), newline="")
     ((found, *numbers),) = csv.reader(text)
     assert os.fsencode(found) == path
@@ -73,34 +75,51 @@ def test_any_path_reads_back(path: bytes, probabilities: list[float]) -> None:
 
 
 def test_only_what_needs_quotes_has_them() -> None:
-    assert row([0.66, 0.34]) == b"0.66,0.34\n"
-    assert row([0.66, 0.34], "img.jpg") == b"img.jpg,0.66,0.34\n"
-    assert row([1.0], "a b;c.jpg") == b"a b;c.jpg,1\n"
-    assert row([1.0], "a,b") == b'"a,b",1\n'
-    assert row([1.0], 'a"b') == b'"a""b",1\n'
-    assert row([1.0], "a\nb") == b'"a\nb",1\n'
-    assert row([1.0], "a\rb") == b'"a\rb",1\n'
-    assert row([1.0], os.fsdecode(b"\xff.jpg")) == b"\xff.jpg,1\n"
+    assert row((0.66, 0.34)) == b"0.66,0.34\n"
+    assert row((0.66, 0.34), "img.jpg") == b"img.jpg,0.66,0.34\n"
+    assert row((1.0,), "a b;c.jpg") == b"a b;c.jpg,1\n"
+    assert row((1.0,), "a,b") == b'"a,b",1\n'
+    assert row((1.0,), 'a"b') == b'"a""b",1\n'
+    assert row((1.0,), "a\nb") == b'"a\nb",1\n'
+    assert row((1.0,), "a\rb") == b'"a\rb",1\n'
+    assert row((1.0,), os.fsdecode(b"\xff.jpg")) == b"\xff.jpg,1\n"
 
 
 def test_the_header_is_quoted_too() -> None:
-    assert header(["sharp", "blurred"], path=False) == b"sharp,blurred\n"
-    assert header(["a, b", 'c"'], path=True) == b'path,"a, b","c"""\n'
-    assert header(["Wüste"], path=False) == "Wüste\n".encode()
+    assert Table().header(["sharp", "blurred"]) == b"sharp,blurred\n"
+    assert Table(path=True).header(["a, b", 'c"']) == b'path,"a, b","c"""\n'
+    assert Table().header(["Wüste"]) == "Wüste\n".encode()
+
+
+def labelled(probabilities: tuple[float, ...], *labels: str) -> Prediction:
+    prediction = Prediction(probabilities, "m@1")
+    prediction.labels = labels
+    return prediction
 
 
 def test_the_model_stands_between_the_path_and_the_numbers() -> None:
-    assert row([0.5, 1.0], "img.jpg", model="focus@1") == b"img.jpg,focus@1,0.5,1\n"
-    assert row([1.0], model="focus@1") == b"focus@1,1\n"
-    assert header(["sharp"], path=True, model=True) == b"path,model,sharp\n"
+    prediction = Prediction((0.5, 1.0), "focus@1")
+    table = Table(path=True, model=True)
+    assert table.row("img.jpg", prediction) == b"img.jpg,focus@1,0.5,1\n"
+    assert table.header(["sharp"]) == b"path,model,sharp\n"
+    assert Table(model=True).row("", prediction) == b"focus@1,0.5,1\n"
 
 
 def test_pairs() -> None:
-    pairs = [("a, b", 0.75), ("c", 0.25)]
-    assert pair_row(pairs) == b'"a, b",0.75,c,0.25\n'
-    assert pair_row(pairs, "x.jpg", model="m@1") == b'x.jpg,m@1,"a, b",0.75,c,0.25\n'
-    assert pair_row([], "x.jpg") == b"x.jpg\n"
-    assert pair_row([]) == b"\n"
+    prediction = labelled((0.25, 0.75), "c", "a, b")
+    assert Table(pairs=True).row("", prediction) == b'"a, b",0.75,c,0.25\n'
+    table = Table(path=True, model=True, pairs=True)
+    assert table.row("x.jpg", prediction) == b'x.jpg,m@1,"a, b",0.75,c,0.25\n'
+    prediction.thresholds = (0.5, 1.0)
+    assert Table(path=True, pairs=True).row("x.jpg", prediction) == b"x.jpg\n"
+    assert Table(pairs=True).row("", prediction) == b"\n"
+
+
+def test_the_header_of_the_best() -> None:
+    assert Table(path=True, most=1).header(["a", "b"]) == b"path,label,probability\n"
+    two = b"path,label1,probability1,label2,probability2\n"
+    assert Table(path=True, most=2).header(["a", "b", "c"]) == two
+    assert Table(path=True, most=7).header(["a", "b"]) == two
 
 
 def test_the_best_come_first_and_equals_in_their_order() -> None:
@@ -125,20 +144,23 @@ def test_the_best_are_the_best(values: list[float], most: int) -> None:
 
 def test_a_json_line() -> None:
     prediction = Prediction((2 / 3, 1e-9), "focus@1", 0.5, 0.25, float("inf"))
-    line = json_line(prediction, ["sharp", "blurred"], os.fsdecode(b"\xff\n.jpg"))
+    prediction.labels = ("sharp", "blurred")
+    line = JsonLines().row(os.fsdecode(b"\xff\n.jpg"), prediction)
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
     told = json.loads(line)
-    assert os.fsencode(told["path"]) == b"\xff\n.jpg"
+    assert told["path"] == "\ufffd\n.jpg"
+    assert base64.b64decode(told["path_base64"]) == b"\xff\n.jpg"
     assert told["probabilities"] == {"sharp": 0.666667, "blurred": 1e-9}
     assert told["model"] == "focus@1"
     assert told["seconds"] == {"queued": 0.5, "decode": 0.25, "infer": None}
-    two = json.loads(json_line(Prediction((0.25, 0.5, 0.25), "m@1"), ["a", "b", "a"], "x", most=2))
+    two = json.loads(JsonLines(most=2).row("x", labelled((0.25, 0.5, 0.25), "a", "b", "a")))
+    assert "path_base64" not in two
     assert list(two["probabilities"].items()) == [("b", 0.5), ("a (0)", 0.25)]
 
 
 def test_labels_that_occur_twice_are_told_apart() -> None:
     assert distinct(["crane", "heron", "crane"]) == ["crane (0)", "heron", "crane (2)"]
-    prediction = Prediction((0.5, 0.25, 0.25), "imagenet@1")
-    told = json.loads(json_line(prediction, ["crane", "heron", "crane"], "x"))
+    prediction = labelled((0.5, 0.25, 0.25), "crane", "heron", "crane")
+    told = json.loads(JsonLines().row("x", prediction))
     assert told["probabilities"] == {"crane (0)": 0.5, "heron": 0.25, "crane (2)": 0.25}

@@ -197,6 +197,81 @@ def test_many_at_once(folder: Path) -> None:
     wait_until(lambda: threading.active_count() == 1, "only this")
 
 
+# -- folders
+
+
+@pytest.fixture
+def walked(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A folder with images before and behind a mount, of which the server says what is listed."""
+    for name in ("a.jpg", "z.jpg", "sub/b.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"\xff\xd8\xff" + DATA)
+    with fuseserver.mounted(tmp_path / "fuse", tmp_path / "a.jpg", listed=request.param):
+        yield tmp_path
+
+
+LISTED = ["direct-good", "flush", "good", "open", "statfs"]
+
+
+@takes_fuse
+@pytest.mark.parametrize("walked", [LISTED], indirect=True, ids=["listed"])
+def test_a_walk_goes_on_behind_what_hangs(walked: Path) -> None:
+    fuse = walked / "fuse"
+    images = ["a.jpg", "fuse/direct-good", "fuse/flush", "fuse/good", "fuse/statfs"]
+    images += ["sub/b.jpg", "z.jpg"]
+    words = ("--timeout=3", "-r", str(walked))
+    with Peer(walked / "s", size), started(walked, *words) as process:
+        out, err = process.communicate(timeout=40)
+    assert err.decode() == (f"swiprctl: {fuse}/open: its file system did not answer within 3 s\n")
+    assert out.decode().splitlines() == [f"{walked}/{name},{len(DATA) + 3}" for name in images]
+    assert process.returncode == 1
+
+
+@takes_fuse
+@pytest.mark.parametrize("walked", [None], indirect=True, ids=["never listed"])
+def test_a_folder_that_hangs_costs_its_own_images_only(walked: Path) -> None:
+    words = ("--timeout=1", "-r", str(walked))
+    with Peer(walked / "s", size), started(walked, *words) as process:
+        out, err = process.communicate(timeout=40)
+    assert err.decode() == (f"swiprctl: {walked}/fuse: its file system did not answer within 1 s\n")
+    assert out.decode().splitlines() == [
+        f"{walked}/{name},{len(DATA) + 3}" for name in ("a.jpg", "sub/b.jpg", "z.jpg")
+    ]
+
+
+@takes_fuse
+@pytest.mark.parametrize("walked", [None], indirect=True, ids=["never listed"])
+def test_an_interrupt_ends_a_walk(walked: Path) -> None:
+    words = ("--timeout=60", "-r", str(walked))
+    with Peer(walked / "s", size), started(walked, *words) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"{walked}/a.jpg,{len(DATA) + 3}\n".encode()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == -signal.SIGINT
+        assert process.stdout.read() == b"", "nobody holds the pipe open, either"
+
+
+@takes_fuse
+@pytest.mark.parametrize(
+    "walked",
+    [["direct-open", "direct-read", "late-open", "statfs"]],
+    indirect=True,
+    ids=["most hang"],
+)
+def test_a_server_that_hangs_again_and_again_is_given_up(walked: Path) -> None:
+    words = ("--timeout=1", "-r", "-h", str(walked / "fuse"), str(walked / "a.jpg"))
+    with Peer(walked / "s", size), started(walked, *words) as process:
+        out, err = process.communicate(timeout=40)
+    fuse = walked / "fuse"
+    late = "its file system did not answer within 1 s"
+    assert err.decode().splitlines() == [
+        f"swiprctl: {fuse}/direct-open: {late}",
+        f"swiprctl: {fuse}/direct-read: {late}",
+        f"swiprctl: {fuse}/late-open: {late}; nothing behind it in {fuse} is looked at",
+    ]
+    assert out == f"{len(DATA) + 3}\n".encode(), "the image that is named behind it"
+
+
 # -- where a path leads
 
 

@@ -210,8 +210,12 @@ __version__ = "0"
 class SessionOptions: pass
 class ExecutionMode: ORT_SEQUENTIAL = 0
 class GraphOptimizationLevel: ORT_ENABLE_ALL = 0
+class Pictures: name, type, shape = "crops", "tensor(float)", ["n", 3, 224, 224]
+class Rows: name, type, shape = "outputs", "tensor(float)", ["n", 10]
 class InferenceSession:
     def __init__(self, *_, **__): pass
+    def get_inputs(self): return [Pictures]
+    def get_outputs(self): return [Rows]
     def run(self, *_): os.kill(os.getpid(), 9)
 """
     first = folder.parent / "first"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -11,14 +12,16 @@ from pathlib import Path
 
 import pytest
 from conftest import StartDaemon
-from daemonprocess import PATIENCE, DaemonProcess, forkservers
+from daemonprocess import PATIENCE, DaemonProcess, forkservers, own_children
 from modelfolders import make_folder
 
 from swiprctl.client import Client
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
+
+LONGEST = 4 * PATIENCE  # seconds for a form to be compiled and proven, on a busy host
 
 
 @pytest.fixture
@@ -32,10 +35,22 @@ def engine_of(daemon: DaemonProcess) -> object:
 
 
 def wait_for_onnx(daemon: DaemonProcess) -> None:
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + LONGEST
     while engine_of(daemon) != "onnx":
         assert time.monotonic() < until, daemon.log.read_text()
+        hurry(daemon)
         time.sleep(0.2)
+
+
+def hurry(daemon: DaemonProcess) -> None:
+    """Have what compiles run like any other process: beside busy ones it might never have a turn.
+
+    Only root may; elsewhere the host has to be quiet.
+    """
+    for pid in own_children(daemon.pid):
+        with contextlib.suppress(OSError):
+            if b"swiprd.inference." in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.sched_setscheduler(pid, os.SCHED_OTHER, os.sched_param(0))
 
 
 def wait_for_quiet(daemon: DaemonProcess) -> None:
@@ -97,8 +112,9 @@ def test_no_request_is_lost_while_it_takes_over(
     daemon = start().wait_ready()
     with Client(str(daemon.path)) as client:
         expected = client.predict(photos[0]).probabilities
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + LONGEST
         while client.model()["engine"] != "onnx":  # it waits for quiet before it begins, only then
+            hurry(daemon)
             time.sleep(1.2 if not compiled() else 0)
             assert client.predict(photos[0]).probabilities == pytest.approx(expected, abs=1e-5)
             assert time.monotonic() < until

@@ -13,7 +13,7 @@ import pytest
 from daemonprocess import DaemonProcess
 from modelfolders import make_folder
 
-from swiprctl.errors import LoadingFailed
+from swiprctl.errors import Forbidden, LoadingFailed
 from swiprctl.protocol import Reply
 
 pytestmark = pytest.mark.timeout(120)
@@ -103,6 +103,19 @@ class TestSettingsThatCannotBeUsed:
         assert "/etc/swipr/models/nosuch" in str(error)
         assert not any("READY" in told for told in [*daemon.told, *daemon.read_told()])
         assert daemon.stop() == 0
+
+
+class TestStop:
+    def test_is_refused_as_the_manager_would_start_the_next(
+        self, managed: StartManaged, tiny_model: Path
+    ) -> None:
+        daemon = managed(small(tiny_model))
+        daemon.wait_ready()
+        with daemon.connect() as peer:
+            error = peer.ask("stop").error
+            assert isinstance(error, Forbidden)
+            assert "systemctl stop swiprd.socket" in str(error)
+            assert peer.ask("status").fields["state"] == "ready"
 
 
 class TestReload:

@@ -52,6 +52,24 @@ def install() -> None:
     states = [run("systemctl", "is-active", unit).stdout.strip() for unit in (SOCKET, SERVICE)]
     check(states == ["active", "inactive"], "socket active, service inactive", states)
     check(show(SOCKET, "UnitFileState") == "enabled", "socket enabled for the next boot")
+    for user in (USER, "root"):
+        (listed,) = json.loads(sure("swiprctl", "list", "--json", user=user))
+        stop = ask("stop", user=user)
+        check(
+            (listed["state"], listed["unit"], stop.returncode) == ("not-started", SERVICE, 77)
+            and f"'sudo systemctl stop {SOCKET} {SERVICE}'" in stop.stderr,
+            f"{user}'s list: {listed['state']}; stop: use systemctl",
+            (listed, stop),
+        )
+    after = run("systemctl", "is-active", SERVICE).stdout.strip()
+    check(after == "inactive", "neither has started it", after)
+    share = Path("/usr/share")
+    for file in (
+        "bash-completion/completions/swiprctl",
+        "fish/vendor_completions.d/swiprctl.fish",
+        "zsh/vendor-completions/_swiprctl",
+    ):
+        check((share / file).is_file(), f"installed: {share / file}")
 
     begun = time.monotonic()
     first = ask("predict", PHOTO)

@@ -170,6 +170,25 @@ def test_labels_as_editors_write_them(folder: Path, text: str) -> None:
     assert load_spec(folder).labels == ("cat", "dog")
 
 
+ONNX = PLAIN.replace("densenet121", "onnx")
+
+
+def test_an_onnx_file_and_the_output_that_counts(folder: Path) -> None:
+    write(folder, ONNX + 'output = "logits"\nengine = "onnx"\n')
+    spec = load_spec(folder)
+    assert (spec.is_onnx, spec.output, spec.carries_code) == (True, "logits", False)
+    other = dataclasses.replace(spec, output=None)
+    assert identify(spec) != identify(other), "another output gives other answers"
+    write(folder, ONNX)
+    assert load_spec(folder).output is None
+
+
+def test_an_onnx_file_has_labels_of_its_own(folder: Path) -> None:
+    write(folder, ONNX.replace("labels.txt", "imagenet"))
+    expected = "a file of labels: beside an ONNX file there is no torchvision to have them"
+    assert refusal(folder) == f'model.toml: labels: expected {expected}, found "imagenet"'
+
+
 NAME = "up to 64 of A-Z a-z 0-9 . _ -, a letter or digit first"
 CROPS = "one of center, five, ten, grid"
 
@@ -188,7 +207,8 @@ CROPS = "one of center, five, ten, grid"
             "name",
             "xyz",
             "xyz: expected one of name, architecture, head, match, weights, sha256, labels, "
-            "activation, engine, thresholds, preprocess, serve, canary, found an unknown key",
+            "activation, engine, output, thresholds, preprocess, serve, canary, "
+            "found an unknown key",
         ),
         ('"sigmoid"', '"relu"', "activation: expected one of softmax, sigmoid, log_softmax, none, "
          'found "relu"'),
@@ -207,6 +227,14 @@ CROPS = "one of center, five, ten, grid"
         ("labels.txt", "../labels.txt",
          'labels: expected a path inside the model\'s folder, found "../labels.txt"'),
         ("labels.txt", "none.txt", 'labels: expected a file in , found "none.txt"'),
+        ("activation", 'output = "logits"\nactivation',
+         'output: expected none unless architecture = "onnx", found "logits"'),
+        ("densenet121", 'onnx"\nengine = "torch',
+         'engine: expected onnx or auto: torch runs no ONNX file, found "torch"'),
+        ("densenet121", 'onnx"\nhead = "fastai',
+         'head: expected none with architecture = "onnx", found "fastai"'),
+        ("densenet121", 'onnx"\nmatch = "name',
+         'match: expected none with architecture = "onnx", found "name"'),
     ],
 )  # fmt: skip
 def test_refusals_of_the_top_table(folder: Path, old: str, new: str, text: str) -> None:

@@ -91,7 +91,7 @@ def test_canary_row(loaded: LoadedModel) -> None:
     canary = loaded.spec.canary
     assert canary is not None
     assert canary.probabilities is not None
-    crops = decode(canary.image.read_bytes(), loaded.spec.preprocess, shrink=loaded.shrink)
+    crops = decode(canary.image.read_bytes(), loaded.spec.preprocess)
     row = loaded.probabilities(crops[None])[0]
     assert row.tolist() == pytest.approx(canary.probabilities, abs=1e-4)
     assert row[0] > 0.9
@@ -168,7 +168,7 @@ def test_retraining_writes_a_whole_model(tmp_path: Path) -> None:
     assert made.canary is not None
     assert made.canary.probabilities is not None
     loaded = load_model(made)
-    crops = decode(made.canary.image.read_bytes(), made.preprocess, shrink=loaded.shrink)
+    crops = decode(made.canary.image.read_bytes(), made.preprocess)
     row = loaded.probabilities(crops[None])[0].tolist()
     assert row == pytest.approx(made.canary.probabilities, abs=1e-4)
     assert (tmp_path / "training.png").stat().st_size < 100_000

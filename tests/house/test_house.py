@@ -49,16 +49,9 @@ PRINTED = {"swiprctl.report", "swiprctl.rows"}
 WITHOUT_TORCH = {
     f"swiprd.inference.{name}"
     for name in (
-        *(
-            "area",
-            "decode",
-            "decode_limits",
-            "decoders",
-            "engine",
-            "forkserver",
-            "preprocess",
-            "sampling",
-        ),
+        *("area", "decode", "decode_limits", "decoders", "engine", "examined", "examined_onnx"),
+        *("forkserver", "onnx_model", "onnx_network", "onnx_session", "preprocess", "sampling"),
+        "separate",
         "worker",
     )
 }

@@ -1,4 +1,4 @@
-"""The man pages and the completion say what the programs take: no option, key or command is left
+"""The man pages and the completions say what the programs take: no option, key or command is left
 out, and none is named that is not there."""
 
 from __future__ import annotations
@@ -21,7 +21,16 @@ from swiprd.folder import spec
 PACKAGING = Path(__file__).parent.parent.parent / "packaging"
 PAGES = {name: (PACKAGING / "man" / name).read_text() for name in ("swiprctl.1", "swiprd.8")}
 MODEL = (PACKAGING / "man/swipr-model.5").read_text()
-COMPLETION = (PACKAGING / "bash-completion/swiprctl").read_text()
+COMPLETIONS = {
+    "bash": PACKAGING / "bash-completion/swiprctl",
+    "zsh": PACKAGING / "zsh-completion/_swiprctl",
+    "fish": PACKAGING / "fish-completion/swiprctl.fish",
+}
+_ALONE = {"--help", "--version", "-V"}
+"""Options that stand for a command of their own."""
+
+OPTIONS = {*arguments._OPTIONS, *_ALONE}
+COMMANDS = {*arguments.COMMANDS, "help", "version"}
 
 
 def flags(page: str) -> set[str]:
@@ -37,7 +46,7 @@ def words(macro: str, page: str) -> set[str]:
 
 
 def test_every_option_of_the_client() -> None:
-    assert flags("swiprctl.1") == {*arguments._OPTIONS, "--help", "--version"}
+    assert flags("swiprctl.1") == OPTIONS
 
 
 def test_every_command_of_the_client() -> None:
@@ -45,10 +54,10 @@ def test_every_command_of_the_client() -> None:
 
 
 def test_every_option_of_the_client_is_in_its_help() -> None:
-    shown = set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", TEXT))
-    missing = {*arguments._OPTIONS, "--help", "--version"} - shown
+    shown = set(re.findall(r"(?<![\w-])--?[a-zA-Z0][\w-]*", TEXT))
+    missing = OPTIONS - shown
     assert not missing
-    assert set(arguments.COMMANDS) <= set(re.findall(r"^  (\w+)  ", TEXT, flags=re.M))
+    assert set(re.findall(r"^  (\w+)  ", TEXT, flags=re.M)) == COMMANDS
 
 
 def test_every_exit_status() -> None:
@@ -60,10 +69,36 @@ def test_every_exit_status() -> None:
     assert told == {0, EX_IOERR} | tree(SwiprError)
 
 
-def test_the_completion_offers_all_of_it() -> None:
-    offered = set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", COMPLETION))
-    assert {*arguments._OPTIONS, "--help", "--version"} <= offered
-    assert f"-W '{' '.join(arguments.COMMANDS)}'" in COMPLETION
+def offered(shell: str) -> tuple[set[str], set[str]]:
+    """Options and commands that a completion offers, by the lines that stand for one each."""
+    text = COMPLETIONS[shell].read_text()
+    if shell == "bash":
+        lists = {
+            name: set(re.findall(r"^ +(\S+)$", body, flags=re.M))
+            for name, body in re.findall(r"local (commands|options)='\n(.*?)'", text, flags=re.S)
+        }
+        return {name.removesuffix("=") for name in lists["options"]}, lists["commands"]
+    if shell == "zsh":
+        options = set(re.findall(r"^ +'(-[\w-]+)=?\[", text, flags=re.M))
+        return options, set(re.findall(r"^ +'(\w+):", text, flags=re.M))
+    lines = [line for line in text.splitlines() if line.startswith("complete ")]
+    long = {f"--{name}" for line in lines for name in re.findall(r" -l (\S+)", line)}
+    short = {f"-{name}" for line in lines for name in re.findall(r" -s (\S+)", line)}
+    return long | short, {name for line in lines for name in re.findall(r" -a (\w+)", line)}
+
+
+@pytest.mark.parametrize("shell", COMPLETIONS)
+def test_the_completion_offers_all_of_it(shell: str) -> None:
+    assert offered(shell) == (OPTIONS, COMMANDS)
+
+
+def test_fish_knows_which_word_is_a_command() -> None:
+    (line,) = re.findall(r"^set -l commands (.*)$", COMPLETIONS["fish"].read_text(), flags=re.M)
+    assert set(line.split()) == COMMANDS
+
+
+def test_the_help_fits_a_terminal() -> None:
+    assert max(map(len, TEXT.splitlines())) <= 80
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:

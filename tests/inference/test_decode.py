@@ -22,7 +22,6 @@ from swiprd.folder.spec import Preprocess
 from swiprd.inference import decode, preprocess
 from swiprd.inference.decode_limits import has_too_many_scans
 from swiprd.inference.decoders import readable
-from swiprd.inference.shrink import shrink
 from swiprd.inference.torchvision_import import import_torchvision
 from swiprd.system.image_formats import either
 
@@ -288,9 +287,7 @@ def test_draft_leaves_at_least_twice_the_size(orientation: int) -> None:
     image = decode.load_image(data, recipe)
     assert sorted(image.size) == [200, 400]
     exact = decode.decode(data, Preprocess(resize=200, edge="long", exif="apply"))
-    for resizer in (None, shrink):
-        drafted = decode.decode(data, recipe, shrink=resizer)
-        assert np.abs(drafted - exact).mean() < 0.02
+    assert np.abs(decode.decode(data, recipe) - exact).mean() < 0.02
     # 401 would not do with half of 801
     near = Preprocess(resize=401, edge="long", draft=True)
     assert decode.load_image(encoded(picture(801, 400), "JPEG"), near).size == (801, 400)
@@ -303,7 +300,7 @@ def test_draft_of_a_picture_that_a_square_is_cut_of(orientation: int) -> None:
     data = encoded(picture(1600, 800), "JPEG", exif=exif)
     keys: dict[str, Any] = {"resize": 200, "crop": 200, "edge": "square", "exif": "apply"}
     assert sorted(decode.load_image(data, Preprocess(**keys, draft=True)).size) == [400, 800]
-    drafted = decode.decode(data, Preprocess(**keys, draft=True), shrink=shrink)
+    drafted = decode.decode(data, Preprocess(**keys, draft=True))
     exact = decode.decode(data, Preprocess(**keys))
     assert np.abs(drafted - exact).mean() < 0.02
     # 200 of 600 pixels would be left of a side whose square has 1.5 times 201.
@@ -311,32 +308,11 @@ def test_draft_of_a_picture_that_a_square_is_cut_of(orientation: int) -> None:
     assert decode.load_image(encoded(picture(1200, 600), "JPEG"), near).size == (1200, 600)
 
 
-@pytest.mark.parametrize("size", [(700, 500), (399, 1000), (201, 201), (799, 600), (1000, 1000)])
-def test_draft_resizes_as_pillow_does_but_for_a_level(size: tuple[int, int]) -> None:
-    image = picture(*size)
-    quick = plainly(resize=200, edge="long", crop=200, draft=True)
-    exact = plainly(resize=200, edge="long", crop=200)
-    expected = pixels(preprocess.preprocess(image, exact))
-    found = pixels(preprocess.preprocess(image, quick, shrink=shrink))
-    off = np.abs(found.astype(int) - expected)
-    assert off.max() <= 1
-    assert (off > 0).mean() < 0.05
-
-
-def test_draft_resizes_as_pillow_does_without_another_resizer() -> None:
-    image = picture(700, 500)
+def test_draft_changes_nothing_but_what_the_decoder_gives() -> None:
     keys: dict[str, Any] = {"resize": 200, "edge": "long", "crop": 200}
-    exact = preprocess.preprocess(image, plainly(**keys), shrink=shrink)
-    assert np.array_equal(preprocess.preprocess(image, plainly(**keys, draft=True)), exact)
-    assert np.array_equal(preprocess.preprocess(image, plainly(**keys)), exact)
-
-
-@pytest.mark.parametrize("size", [(200, 100), (100, 100), (800, 800), (1000, 200)])
-def test_nothing_is_shrunk_that_a_decoder_would_not_have_left_so(size: tuple[int, int]) -> None:
-    quick = plainly(resize=200, edge="long", crop=200, draft=True)
-    exact = plainly(resize=200, edge="long", crop=200)
-    found = preprocess.preprocess(picture(*size), quick, shrink=shrink)
-    assert np.array_equal(found, preprocess.preprocess(picture(*size), exact))
+    exact = preprocess.preprocess(picture(700, 500), Preprocess(**keys))
+    drafted = preprocess.preprocess(picture(700, 500), Preprocess(**keys, draft=True))
+    assert np.array_equal(drafted, exact)
 
 
 def test_draft_of_other_kinds() -> None:
@@ -346,7 +322,7 @@ def test_draft_of_other_kinds() -> None:
         with Image.open(io.BytesIO(data)) as image:
             exact = by_torchvision(image, Preprocess(resize=100))
         assert decode.load_image(data, recipe).size == (200, 200)
-        assert np.abs(decode.decode(data, recipe, shrink=shrink) - exact).mean() < 0.02
+        assert np.abs(decode.decode(data, recipe) - exact).mean() < 0.02
     phone = encoded(picture(1600, 1600), "MPO", save_all=True, append_images=[picture(8, 8)])
     assert decode.load_image(phone, recipe).size == (200, 200)
     assert decode.load_image(encoded(picture(800, 800), "PNG"), recipe).size == (800, 800)
@@ -531,7 +507,7 @@ def test_damaged_files_end_in_crops_or_a_named_error(
     recipe = Preprocess(resize=32, crop=24, draft=True, exif="apply")
     # Anything but these two fails the test, as does a warning or crops of another shape.
     with contextlib.suppress(BadImage, TooLarge):
-        crops = decode.decode(bytes(data[: int(len(data) * keep)]), recipe, 1_000_000, shrink)
+        crops = decode.decode(bytes(data[: int(len(data) * keep)]), recipe, 1_000_000)
         assert crops.shape == (1, 3, 24, 24)
 
 

@@ -98,7 +98,7 @@ def by_hand(module: torch.nn.Module, crops: str = "center", size: int = 224) -> 
 
 def answer(loaded: LoadedModel) -> torch.Tensor:
     """Answer the test's picture through decode.py and model.py: [labels]."""
-    crops = decode.decode(JPEG, loaded.spec.preprocess, shrink=loaded.shrink)
+    crops = decode.decode(JPEG, loaded.spec.preprocess)
     return torch.from_numpy(loaded.probabilities(crops[None]))[0]
 
 

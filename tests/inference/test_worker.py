@@ -20,7 +20,6 @@ from swiprctl.protocol import Decoder, Reply, encode
 from swiprd.folder.spec import ModelSpec, Preprocess
 from swiprd.inference import decode
 from swiprd.inference.engine import Engine
-from swiprd.inference.preprocess import Shrink
 from swiprd.inference.worker import serve
 from swiprd.system.messages import Limits, Order, Row
 
@@ -39,7 +38,6 @@ class Means:
     versions: dict[str, str] = field(default_factory=dict)
     device: str = "cpu"
     name: Literal["torch", "onnx"] = "onnx"
-    shrink: Shrink | None = None
     threads: list[int] = field(default_factory=list)
     """Those of each batch."""
 
@@ -113,20 +111,6 @@ def test_what_is_no_image_is_answered_and_the_rest_served(tmp_path: Path) -> Non
     assert (bad.id, good.id) == (0, 1)
     assert str(bad.error).startswith("not a JPEG")
     assert good.error is None
-
-
-@pytest.mark.parametrize("draft", [True, False])
-def test_an_engine_s_resizer_is_used_where_the_recipe_asks_for_it(
-    tmp_path: Path, draft: bool
-) -> None:
-    def white(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
-        assert pixels.shape == (140, 180, 3)
-        return np.full((height, width, 3), 255, np.uint8)
-
-    engine = means(draft=draft, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    engine.shrink = white
-    (reply,) = served(engine, [[encoded(picture(180, 140), "PNG")]], tmp_path)
-    assert (Row.parse(reply.fields).probabilities == [1.0, 1.0, 1.0]) == draft
 
 
 WITHOUT_TORCH = """

@@ -99,7 +99,7 @@ class Pack:
     def answer(self, image: bytes) -> torch.Tensor:
         """Answer as a worker does: [labels]."""
         loaded = load_model(load_spec(self.folder))
-        crops = decode.decode(image, loaded.spec.preprocess, shrink=loaded.shrink)
+        crops = decode.decode(image, loaded.spec.preprocess)
         return torch.from_numpy(loaded.probabilities(crops[None]))[0]
 
 
@@ -223,7 +223,9 @@ class TestFastai07:
         said = pack.refused(65, file, "--architecture", "resnet18", "--labels", "cat,dog")
         assert "6.0.conv2.weight: expected float32 of shape [256, 256, 3, 3]" in said
         assert "found float32 of shape [256, 128, 3, 3]" in said
-        assert "no classifier of torchvision has exactly these" in pack.refused(64, file)
+        said = pack.refused(64, file)
+        assert "no classifier of torchvision has exactly these" in said
+        assert "nearest" not in said
 
     def test_another_architecture_than_it_is(self, pack: Pack, tmp_path: Path) -> None:
         file = save_legacy(old_state(checkpoints.learner_0_7("resnet18")), tmp_path / "x.h5")
@@ -816,6 +818,30 @@ class TestFolder:
     ) -> None:
         assert words in pack.refused(status, checkpoint, *options)
 
+    def test_a_file_in_the_place_of_labels(
+        self, pack: Pack, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "classes.txt").write_text("a\nb\n")
+        said = pack.refused(64, checkpoint, "--labels", "classes.txt")
+        assert "classes.txt is a file: --labels-file classes.txt reads" in said
+
+    @pytest.mark.parametrize(
+        ("name", "near"),
+        [
+            ("conv5.1.running_var", "[1024] (shufflenet_v2_x0_5, 2 classes), found nothing"),
+            ("fc.weight", "[1, 1024] (shufflenet_v2_x0_5, 1 classes), found nothing"),
+        ],
+    )
+    def test_a_checkpoint_that_lacks_a_tensor(
+        self, pack: Pack, checkpoint: Path, tmp_path: Path, name: str, near: str
+    ) -> None:
+        state = torch.load(checkpoint, weights_only=True)
+        del state[name]
+        torch.save(state, tmp_path / "lacks.pth")
+        said = pack.refused(64, tmp_path / "lacks.pth", "--labels", "a,b")
+        assert f"shufflenet_v2_x0_5 comes nearest: {name}: expected float32 of shape {near}" in said
+
     @pytest.mark.parametrize(
         ("text", "words"),
         [
@@ -1124,7 +1150,7 @@ def wait(*_):
     time.sleep(40)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 """
-_SLOW = f"{_WAIT}import swiprd.pack.command as c; c.prove = wait; sys.exit(main(sys.argv[1:-1]))"
+_SLOW = f"{_WAIT}import swiprd.pack.from_torch as c; c.prove = wait; sys.exit(main(sys.argv[1:-1]))"
 _EARLY = (
     f"{_WAIT}import swiprd.pack.formats as f; f.recognise = wait; sys.exit(main(sys.argv[1:-1]))"
 )

@@ -111,16 +111,22 @@ class TestFormats:
         os.truncate(tmp_path / "x", 40)
         assert "not a whole safetensors file" in refusal(tmp_path / "x")
 
+    def test_onnx(self, tmp_path: Path) -> None:
+        (tmp_path / "x").write_bytes(b"\x08\x08\x12\x07pytorch" + bytes(90))
+        assert formats.recognise(tmp_path / "x") == "onnx"
+
     @pytest.mark.parametrize(
         ("data", "words"),
         [
             (b"", "empty"),
-            (b"\x89HDF\r\n\x1a\n" + bytes(90), "HDF5"),
+            (
+                b"\x89HDF\r\n\x1a\n" + bytes(90),
+                "HDF5, probably a Keras model: make an ONNX file of it",
+            ),
             (b"\x1f\x8b\x08" + bytes(90), "gunzip"),
             (b"BZh9" + bytes(90), "bunzip2"),
             (b"\xfd7zXZ\0" + bytes(90), "unxz"),
             (b"(\xb5/\xfd" + bytes(90), "unzstd"),
-            (b"\x08\x08\x12\x07pytorch" + bytes(90), "ONNX"),
             (b"\x08\x01\x12\x99\x01" + bytes(90), "TensorFlow"),
             (b"\x1c\0\0\0TFL3" + bytes(90), "TensorFlow Lite"),
             (b"GGUF\x03" + bytes(90), "language model"),

@@ -125,7 +125,7 @@ def laplacian_variance(image: Image.Image) -> float:
 
 def sharpness(loaded: LoadedModel, image: Image.Image) -> float:
     """Return the model's probability of "sharp", by the daemon's own code."""
-    crops = preprocess(image, loaded.spec.preprocess, shrink=loaded.shrink)
+    crops = preprocess(image, loaded.spec.preprocess)
     return float(loaded.probabilities(crops[None])[0, loaded.labels.index("sharp")])
 
 

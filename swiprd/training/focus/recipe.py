@@ -11,7 +11,6 @@ from torch import nn
 
 from swiprd.folder.spec import Preprocess
 from swiprd.inference.decode import decode
-from swiprd.inference.shrink import shrink
 from swiprd.inference.torchvision_import import import_torchvision
 
 HERE = Path(__file__).parents[2] / "models" / "focus"
@@ -58,7 +57,7 @@ def describe(folder: Path) -> None:
     network = build_network()
     network.load_state_dict(torch.load(folder / "weights.pth", weights_only=True))
     with torch.inference_mode():
-        crops = decode((folder / "canary.jpg").read_bytes(), PREPROCESS, shrink=shrink)
+        crops = decode((folder / "canary.jpg").read_bytes(), PREPROCESS)
         row = network.eval()(torch.from_numpy(crops)).logsumexp(dim=0).softmax(dim=0)
     answer = ", ".join(f"{value:.6f}" for value in row.tolist())
     (folder / "labels.txt").write_text("".join(f"{label}\n" for label in LABELS))

@@ -1,0 +1,184 @@
+"""The manual's EXAMPLES, run as they stand there, with the default model and real programs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from daemonprocess import DaemonProcess
+
+pytestmark = [pytest.mark.timeout(120), pytest.mark.long]
+
+ROOT = Path(__file__).parent.parent.parent
+PHOTOS = ROOT / "tests/photos"
+PAGE = (ROOT / "packaging/man/swiprctl.1").read_text()
+
+
+def literal(text: str) -> str:
+    """Undo what the page's language needs."""
+    return text.replace("\\e", "\\")
+
+
+EXAMPLES = [
+    literal(block)
+    for block in re.findall(
+        r"^\.Bd -literal.*?\n(.*?)^\.Ed",
+        PAGE.partition(".Sh EXAMPLES")[2].partition(".Sh ")[0],
+        flags=re.M | re.S,
+    )
+]
+ELSEWHERE = ["/var/lib/prometheus"]
+"""Of examples that other tests try, or that want a place of the system's."""
+
+
+def example(word: str) -> str:
+    """Find the one example with a word in it."""
+    (found,) = (block for block in EXAMPLES if word in block)
+    return found
+
+
+def needs(program: str, package: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(
+        shutil.which(program) is None,
+        reason=f"the manual's example with {program} is not tried: sudo apt install {package}",
+    )
+
+
+@pytest.fixture(scope="module")
+def focus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
+    """A daemon with the default model."""
+    shape = ("--workers=1", "--threads=1", "--batch=1", "--timeout=60")
+    daemon = DaemonProcess(
+        tmp_path_factory.mktemp("focus"), *shape, model=ROOT / "swiprd/models/focus"
+    )
+    try:
+        yield daemon.wait_ready()
+    finally:
+        daemon.end()
+
+
+@pytest.fixture
+def place(tmp_path: Path, focus: DaemonProcess, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with `photos/`, in which `swiprctl` is the one that is tested."""
+    (tmp_path / "photos").mkdir()
+    for photo in PHOTOS.glob("*.jpg"):
+        shutil.copy(photo, tmp_path / "photos")
+    shutil.copy(PHOTOS / "coffee-blurred.jpg", tmp_path / "photos/a, b\n'c'.jpg")
+    (tmp_path / "bin").mkdir()
+    command = tmp_path / "bin/swiprctl"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m swiprctl "$@"\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("SWIPR_SOCKET", str(focus.path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(script: str) -> str:
+    done = subprocess.run(
+        ["bash", "-e", "-o", "pipefail", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (done.stderr, done.returncode) == ("", 0)
+    return done.stdout
+
+
+BLURRED = {"chelsea-blurred.jpg", "coffee-blurred.jpg"}
+ODD = "a, b\n'c'.jpg"
+
+
+def test_blurred_photos(place: Path) -> None:  # noqa: ARG001
+    found = run(example("select 'blurred > 0.5' --files0"))
+    wanted = {f"photos/{name}\n" for name in (*BLURRED, ODD)}
+    assert sorted(found) == sorted("".join(wanted))
+    assert all(line in found for line in wanted)
+
+
+def test_moved_away(place: Path) -> None:
+    assert run(example("xargs -0 -r mv -t blurred")) == ""
+    moved = {path.name for path in (place / "blurred").iterdir()}
+    assert moved == {*BLURRED, ODD}
+    left = {path.name for path in (place / "photos").iterdir()}
+    assert left == {path.name for path in PHOTOS.glob("*.jpg")} - BLURRED
+
+
+def test_a_page_to_look_at(place: Path) -> None:
+    assert run(example("swiprctl sheet rows.csv")) == ""
+    page = (place / "sheet.html").read_text()
+    assert '"photos/a%2C%20b%0A%27c%27.jpg"' in page
+    assert page.count('"photos/') == 2 * len(list((place / "photos").iterdir()))
+
+
+@needs("exiftool", "libimage-exiftool-perl")
+def test_ratings(place: Path) -> None:
+    (place / "photos" / ODD).unlink()  # exiftool itself takes no line feed
+    assert run(example("exiftool")) == ""
+    told = run("exiftool -s3 -p '$filename $xmp:rating' -q photos 2>/dev/null")
+    assert set(told.splitlines()) == {f"{name} 1" for name in BLURRED}
+
+
+@needs("sqlite3", "sqlite3")
+def test_rows_in_sqlite(place: Path) -> None:
+    found = run(example("sqlite3"))
+    assert {f"photos/{name}" for name in BLURRED} <= set(found.splitlines())
+    assert f"photos/{ODD}" in found
+    connection = sqlite3.connect(place / "photos.db")
+    try:
+        rows = connection.execute("SELECT path, sharp, blurred FROM rows").fetchall()
+    finally:
+        connection.close()
+    assert len(rows) == len(list((place / "photos").iterdir()))
+    assert all(isinstance(row[1], float) and abs(row[1] + row[2] - 1) < 1e-4 for row in rows)
+
+
+@needs("inotifywait", "inotify-tools")
+def test_an_incoming_folder(place: Path) -> None:
+    incoming = place / "incoming"
+    (incoming / "later").mkdir(parents=True)
+    process = subprocess.Popen(
+        ["bash", "-c", example("inotifywait")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "Watches established" in line:
+                break
+        shutil.copy(PHOTOS / "coffee.jpg", incoming)
+        first = process.stdout.readline()
+        # Two that are written under another name; the list says no more of those.
+        shutil.copy(PHOTOS / "coffee.jpg", incoming / ".hidden")
+        shutil.copy(PHOTOS / "chelsea-blurred.jpg", incoming / "b.jpg.part")
+        (incoming / "b.jpg.part").rename(incoming / "b.jpg")
+        shutil.copy(PHOTOS / "rocket.jpg", incoming / "later/c, d.jpg")
+        rest = [process.stdout.readline() for _ in range(2)]
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        out, err = process.communicate(timeout=30)
+    assert [line.rpartition(".jpg")[0] for line in (first, *rest)] == [
+        *("incoming/coffee", "incoming/b", '"incoming/later/c, d')
+    ]
+    assert (out, err) == ("", "")
+
+
+def test_no_example_is_left_out() -> None:
+    names = re.findall(r'example\("(.*?)"\)', Path(__file__).read_text())
+    for block in EXAMPLES:
+        tried = [name for name in (*names, *ELSEWHERE) if name in block]
+        assert tried, block

@@ -1,0 +1,243 @@
+"""A folder whose network is an ONNX file: what it takes is found in it, and no torch serves it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from modelfolders import make_module  # noqa: E402 - they need what may not be there
+from onnx import TensorProto, helper  # noqa: E402
+from onnxfiles import CLASSES, EDGE, make_model, make_onnx_folder, rows  # noqa: E402
+
+from swiprd.folder.spec import load_spec  # noqa: E402
+from swiprd.folder.toml_table import SpecError  # noqa: E402
+from swiprd.inference.engines import load_engine  # noqa: E402
+from swiprd.inference.onnx_model import OnnxModel, load_onnx_file  # noqa: E402
+from swiprd.system.messages import Load  # noqa: E402
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def load(folder: Path) -> OnnxModel:
+    return load_onnx_file(load_spec(folder))
+
+
+def crops(images: int, count: int = 1, edge: int = EDGE) -> np.ndarray:
+    rng = np.random.default_rng(3)
+    return rng.normal(0, 1, (images, count, 3, edge, edge)).astype(np.float32)
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(SpecError) as caught:
+        load(folder)
+    return str(caught.value).replace(f"{folder}/", "")
+
+
+SHAPES: list[tuple[int | str, ...]] = [
+    ("n", 3, EDGE, EDGE),
+    ("n", 3, "h", "w"),
+    ("n", "c", "h", "w"),
+    ("n", EDGE, EDGE, 3),
+    ("n", "h", "w", 3),
+    (1, 3, EDGE, EDGE),
+    (1, EDGE, EDGE, 3),
+    (4, 3, EDGE, EDGE),
+    (4, EDGE, EDGE, 3),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("images", [1, 5, 8])
+def test_any_layout_and_any_batch_give_the_same_rows(
+    tmp_path: Path, shape: tuple[int | str, ...], images: int
+) -> None:
+    model = load(make_onnx_folder(tmp_path / "m", make_model(shape)))
+    pictures = crops(images)
+    found = model.probabilities(pictures)
+    assert found == pytest.approx(rows(pictures[:, 0]), abs=1e-5)
+    assert found.std(axis=0).max() > 0.01 or images == 1, "the pictures are told apart"
+    model.close()
+
+
+def test_several_crops_of_a_picture_are_pooled(tmp_path: Path) -> None:
+    pictures = crops(3, 5)
+    for shape in SHAPES:
+        model = load(make_onnx_folder(tmp_path / str(shape), make_model(shape)))
+        expected = rows(pictures.reshape(-1, 3, EDGE, EDGE)).reshape(3, 5, CLASSES).mean(axis=1)
+        assert model.probabilities(pictures) == pytest.approx(expected, abs=1e-5)
+        model.close()
+
+
+def test_a_number_of_pictures_that_nothing_shows_is_met_one_by_one(tmp_path: Path) -> None:
+    """A Reshape to the batch of the trace: what the older exporters leave in a network."""
+    model = make_model()
+    flatten = next(one for one in model.graph.node if one.op_type == "Flatten")
+    model.graph.initializer.append(
+        onnx.numpy_helper.from_array(np.array([1, 12], np.int64), "traced")
+    )
+    flatten.op_type = "Reshape"
+    flatten.input.append("traced")
+    loaded = load(make_onnx_folder(tmp_path / "m", model))
+    assert loaded.network.batch is None
+    pictures = crops(3)
+    for _ in range(2):
+        assert loaded.probabilities(pictures) == pytest.approx(rows(pictures[:, 0]), abs=1e-5)
+    assert loaded.network.batch == 1
+    loaded.close()
+
+
+def test_the_output_that_counts(tmp_path: Path) -> None:
+    model = make_model(outputs=("scores", "hidden"))
+    folder = make_onnx_folder(tmp_path / "m", model, extra='output = "scores"\n')
+    loaded = load(folder)
+    assert loaded.probabilities(crops(2)) == pytest.approx(rows(crops(2)[:, 0]), abs=1e-5)
+    loaded.close()
+    (folder / "labels.txt").write_text("".join(f"{one}\n" for one in range(12)))
+    text = (folder / "model.toml").read_text()
+    (folder / "model.toml").write_text(text.replace('"scores"', '"hidden"'))
+    loaded = load(folder)
+    assert loaded.probabilities(crops(2)).shape == (2, 12)
+    loaded.close()
+
+
+def indifferent(*shape: int | str, kind: int = TensorProto.FLOAT) -> Any:
+    """Make a network that takes anything, and answers with the four sizes of that."""
+    nodes = [
+        helper.make_node("Shape", ["pictures"], ["sizes"]),
+        helper.make_node("Cast", ["sizes"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["numbers", "axis"], ["scores"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "indifferent",
+        [helper.make_tensor_value_info("pictures", kind, list(shape))],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [1, CLASSES])],
+        [onnx.numpy_helper.from_array(np.zeros(1, np.int64), "axis")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+WHOLE = "model.onnx: expected an ONNX file that can be served, found what cannot be: "
+SHAPE = "model.onnx: expected an input of tensor(float) [n, 3, h, w] or [n, h, w, 3], found "
+THREE = "model.onnx: expected pictures of 3 channels: [n, 3, h, w] or [n, h, w, 3], found "
+
+
+@pytest.mark.parametrize(
+    ("model", "extra", "said"),
+    [
+        (make_model(("n", 3, 48, 48)), "",
+         "model.toml: preprocess.crop: expected 48, as model.onnx takes, found 32"),
+        (make_model(("n", 3, 32, 48)), "",
+         "model.onnx: expected an input of square pictures, found 32 x 48 pixels"),
+        (make_model(classes=5), "",
+         "model.toml: labels: expected as many as model.onnx has outputs, 5, found 4"),
+        (indifferent("n", 1, 32, 32), "", THREE + "[n, 1, 32, 32]"),
+        (indifferent("n", 3, 32, 32, kind=TensorProto.UINT8), "",
+         SHAPE + "tensor(uint8) [n, 3, 32, 32]"),
+        (indifferent("n", 3, 32), "", SHAPE + "tensor(float) [n, 3, 32]"),
+        (indifferent("n", 8, "h", "w"), "", THREE + "[n, 8, h, w]"),
+        (indifferent(0, 3, 32, 32), "", "model.onnx: expected an input of pictures, found [0, "),
+        (make_model(outputs=("scores", "hidden")), "",
+         "model.toml: output: expected one of scores, hidden, found nothing"),
+        (make_model(), 'output = "logits"\n',
+         "model.toml: output: expected one of scores, found 'logits'"),
+        (b"", "", WHOLE + "empty"),
+        (b"\x08\x08", "", WHOLE + "not an ONNX file: there is no graph in it"),
+        (make_model().SerializeToString()[:300], "", WHOLE + "truncated or damaged, or no ONNX"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_named(tmp_path: Path, model: Any, extra: str, said: str) -> None:
+    if not isinstance(model, bytes):
+        model = model.SerializeToString()
+    assert refusal(make_onnx_folder(tmp_path / "m", model, extra=extra)).startswith(said)
+
+
+def test_two_inputs_are_refused(tmp_path: Path) -> None:
+    model = make_model()
+    model.graph.input.append(helper.make_tensor_value_info("age", TensorProto.FLOAT, ["n", 1]))
+    said = "model.onnx: expected a network of one input, pictures, found 2: pictures, age"
+    assert refusal(make_onnx_folder(tmp_path / "m", model)) == said
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda"])
+@pytest.mark.parametrize("engine", ["auto", "onnx", "torch"])
+def test_which_engine_and_device(tmp_path: Path, engine: str, device: str) -> None:
+    folder = make_onnx_folder(tmp_path / "m")
+    command = Load(folder=str(folder), device=device, memory=None, engine=engine)
+    if engine == "torch":
+        with pytest.raises(SpecError, match='the daemon is told engine = "torch", found "onnx"'):
+            load_engine(load_spec(folder), command)
+    elif device == "cuda":
+        with pytest.raises(SpecError, match="an ONNX file is served on the CPU"):
+            load_engine(load_spec(folder), command)
+    else:
+        loaded, on, note = load_engine(load_spec(folder), command)
+        assert isinstance(loaded, OnnxModel)
+        assert (loaded.name, on, note, loaded.difference) == ("onnx", "cpu", "", None)
+        loaded.close()
+
+
+ALONE = """
+import sys
+from pathlib import Path
+import numpy as np
+from swiprd.folder.spec import load_spec
+from swiprd.inference.engines import load_engine
+from swiprd.system.messages import Load
+folder, file = sys.argv[1:]
+command = Load(folder=folder, device="auto", memory=None)
+model, _, _ = load_engine(load_spec(Path(folder)), command)
+np.save(file, model.probabilities(np.load(file)))
+print(sorted({"torch", "torchvision", "onnx", "PIL", "numpy", "onnxruntime"} & set(sys.modules)))
+"""
+
+
+def test_one_row_for_two_pictures_is_not_taken(tmp_path: Path) -> None:
+    model = load(make_onnx_folder(tmp_path / "m", indifferent("n", 3, "h", "w")))
+    assert model.probabilities(crops(1)).shape == (1, CLASSES)
+    # The one row is not one for each of two; then each gets its own.
+    assert model.probabilities(crops(2)).shape == (2, CLASSES)
+    model.close()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("architecture", ["shufflenet_v2_x0_5", "resnet18", "mobilenet_v3_small"])
+def test_what_torch_exports_answers_as_torch_does_without_it(
+    tmp_path: Path, architecture: str
+) -> None:
+    import torch
+
+    module = make_module(architecture)
+    file = tmp_path / "exported.onnx"
+    torch.onnx.export(
+        module, (torch.zeros(2, 3, 224, 224),), str(file), dynamo=False, opset_version=17,
+        input_names=["x"], output_names=["y"], dynamic_axes={"x": {0: "n"}, "y": {0: "n"}},
+    )  # fmt: skip
+    folder = make_onnx_folder(tmp_path / "m", file.read_bytes(), edge=224)
+    (folder / "labels.txt").write_text("".join(f"{one}\n" for one in range(10)))
+    pictures = crops(4, edge=224)
+    np.save(tmp_path / "a.npy", pictures)
+    command = [sys.executable, "-P", "-c", ALONE, folder, tmp_path / "a.npy"]
+    said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    assert said == "['PIL', 'numpy', 'onnxruntime']\n"
+    with torch.inference_mode():
+        expected = module(torch.from_numpy(pictures[:, 0])).softmax(dim=1).numpy()
+    assert np.load(tmp_path / "a.npy") == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_file_that_is_written_to_later_makes_no_session(tmp_path: Path) -> None:
+    folder = make_onnx_folder(tmp_path / "m")
+    model = load(folder)
+    with (folder / "model.onnx").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(Exception, match="has been written to since it was opened"):
+        model.set_threads(2)
+    model.close()
