@@ -81,6 +81,8 @@ def pieces(
             yield memoryview(data)
         if empty and source.seekable() and source.tell() > 0:
             raise CannotOpen("it has been read to its end already: seek(0) goes back")
+    except CannotOpen:
+        raise
     except (OSError, ValueError) as error:
         raise CannotOpen(f"cannot read the file: {error}") from error
 

@@ -244,7 +244,7 @@ def test_each_is_opened_once_and_closed(tmp_path: Path) -> None:
     assert [getattr(one, "probabilities", str(one)) for _, one in answers] == [
         *[(len(JPEG),)] * 5,
         (len(TEXT),),
-        "No such file or directory",
+        "missing: No such file or directory",
     ]
 
 
