@@ -1,4 +1,4 @@
-"""Which inputs have their record already, in 21 bytes each (and some 70 more for a moment).
+"""Which inputs have their record already, in 21 bytes each (and some 90 more for a moment).
 
 Kept of an entry of the journal is a hash of its path and where its line is; that line is read again
 before anything is left out for it, so that two paths with one hash are no mistake.
