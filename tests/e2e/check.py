@@ -65,12 +65,12 @@ def main_pid(unit: str = "swiprd.service") -> int:
     return int(show(unit, "MainPID"))
 
 
-def wait_for(condition: Callable[[], Any], what: str) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, *, seconds: float = PATIENCE) -> Any:
     """Poll for what has no event to wait for; give what the condition gave."""
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + seconds
     while not (found := condition()):
         if time.monotonic() > until:
-            raise Failed(f"not within {PATIENCE:g} s: {what}")
+            raise Failed(f"not within {seconds:g} s: {what}")
         time.sleep(0.1)
     return found
 

@@ -28,7 +28,8 @@ def engines() -> None:
     sure("systemctl", "restart", SERVICE)
     check(row() and _model()["engine"] == "torch", "a model without a compiled form: by torch")
     check(_has_torch(), "which is in the forkserver")
-    wait_for(lambda: _model()["engine"] == "onnx", "it was compiled and took over")
+    # Where the host has other work, what compiles gets little of the processor.
+    wait_for(lambda: _model()["engine"] == "onnx", "it was compiled and took over", seconds=300)
     check(True, f"compiled in the sandbox, and took over: {_model()['model']} by onnx")
     check(_close(row(), by_onnx), f"the same answer: {row().strip()}", by_onnx)
     sure("systemctl", "restart", SERVICE)

@@ -86,6 +86,21 @@ def program(folder: Path) -> None:
     torch.jit.trace(module, torch.rand(1, 3, 224, 224)).save(folder / "model.pt")
 
 
+def onnx(folder: Path) -> None:
+    pytest.importorskip("onnx")
+    from onnxfiles import CLASSES, make_model
+
+    (folder / "birds.onnx").write_bytes(make_model().SerializeToString())
+    (folder / "birds.txt").write_text("".join(f"bird {number}\n" for number in range(CLASSES)))
+
+
+def hub(folder: Path) -> None:
+    pytest.importorskip("onnx")
+    from hubfolders import optimum_folder
+
+    optimum_folder(folder / "my-vit")
+
+
 MAKERS: dict[str, Callable[[Path], None]] = {
     "dogscats.h5": dogscats,
     "stage-2.pth": stage,
@@ -93,6 +108,8 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "resnet50-11ad3fa6.pth": imagenet,
     "model.pth.tar": chexnet,
     "flowers.pth": timm,
+    "birds.onnx": onnx,
+    "./my-vit": hub,
     "model.pt": program,
 }
 
@@ -147,8 +164,11 @@ def test_every_command_of_the_table(
 ) -> None:
     _, *arguments = shlex.split(command)
     MAKERS[arguments[1]](workplace)
-    # What is compiled is above: ten crops of CheXNet's, 17 times and in three sizes, take a minute.
-    assert main([*arguments, "--engine", "torch"]) == 0, capsys.readouterr().err
+    if not arguments[1].endswith((".onnx", "-vit")):
+        # What is compiled is above: ten crops of CheXNet's, 17 times and in three sizes, take a
+        # minute.
+        arguments += ["--engine", "torch"]
+    assert main(arguments) == 0, capsys.readouterr().err
     assert (workplace / arguments[arguments.index("-o") + 1] / "model.toml").is_file()
 
 
