@@ -11,7 +11,6 @@ import csv
 import json
 import math
 import os
-import re
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +18,10 @@ from itertools import chain
 from typing import TextIO
 
 from swiprctl.errors import BadRecords
+from swiprctl.formats import unescape
 from swiprctl.rows import distinct
 
 _BLANK = "\ufeff \t\r\n"  # with the mark that Windows puts in front of UTF-8
-
-_ESCAPED = {"\\": "\\", "t": "\t", "n": "\n", "r": "\r"}
-"""What stands behind a backslash in TSV, and what is meant."""
 
 _MAX_LINE = 1 << 24
 """Characters of a line: far more than 100,000 labels take."""
@@ -78,7 +75,8 @@ def _has_tabs(first: str) -> bool:
 
 def _tsv(line: str) -> list[str]:
     fields = line.rstrip("\r\n").split("\t")
-    return [re.sub(r"\\([\\tnr])", lambda found: _ESCAPED[found[1]], one) for one in fields]
+    escaped = [one.encode("utf-8", "surrogateescape") for one in fields]
+    return [unescape(one).decode("utf-8", "surrogateescape") for one in escaped]
 
 
 class _Lines:
