@@ -47,7 +47,7 @@ def test_bash(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
-@pytest.mark.skipif(shutil.which("fish") is None, reason="takes fish")
+@pytest.mark.skipif(shutil.which("fish") is None, reason="not tried without fish: sudo apt install fish")
 def test_fish(tmp_path: Path) -> None:
     (tmp_path / "picture.jpg").touch()
     (tmp_path / "pets").mkdir()
@@ -74,7 +74,7 @@ def test_fish(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.skipif(shutil.which("zsh") is None, reason="takes zsh")
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="not tried without zsh: sudo apt install zsh")
 def test_zsh(tmp_path: Path) -> None:
     (tmp_path / "picture.jpg").touch()
     pid, terminal = pty.fork()

@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,9 +74,10 @@ def place(tmp_path: Path, focus: DaemonProcess, monkeypatch: pytest.MonkeyPatch)
         shutil.copy(photo, tmp_path / "photos")
     shutil.copy(PHOTOS / "coffee-blurred.jpg", tmp_path / "photos/a, b\n'c'.jpg")
     (tmp_path / "bin").mkdir()
-    command = tmp_path / "bin/swiprctl"
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m swiprctl "$@"\n')
-    command.chmod(0o755)
+    for name, words in (("swiprctl", "-m swiprctl"), ("python3", "")):
+        command = tmp_path / "bin" / name
+        command.write_text(f'#!/bin/sh\nexec {sys.executable} {words} "$@"\n')
+        command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("SWIPR_SOCKET", str(focus.path))
@@ -166,6 +168,27 @@ def test_rows_in_sqlite(place: Path) -> None:
         connection.close()
     assert len(rows) == len(list((place / "photos").iterdir()))
     assert all(isinstance(row[1], float) and abs(row[1] + row[2] - 1) < 1e-4 for row in rows)
+
+
+def test_rows_in_pandas(place: Path) -> None:
+    pytest.importorskip("pandas")
+    printed = run(example("import pandas"))
+    assert [line.split()[-1] for line in printed.splitlines()[:1]] == ["blurred"]
+    assert all(f"photos/{name}" in printed for name in BLURRED)
+    assert "photos/rocket.jpg" not in printed
+    assert len(list((place / "photos").iterdir())) > len(BLURRED) + 1
+
+
+@needs("ssconvert", "gnumeric")
+def test_rows_in_a_workbook(place: Path) -> None:
+    done = subprocess.run(["bash", "-ec", example("ssconvert")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(place / "rows.xlsx") as book:
+        cells = book.read("xl/worksheets/sheet1.xml").decode()
+    # A number in each cell but for the header's and the paths': no text to be converted.
+    numbers = re.findall(r'<c r="[BC]\d+"(?![^>]* t="s")[^>]*>\s*<v>([^<]*)</v>', cells)
+    assert len(numbers) == 2 * len(list((place / "photos").iterdir()))
+    assert all(0 <= float(number) <= 1 for number in numbers)
 
 
 @needs("inotifywait", "inotify-tools")
