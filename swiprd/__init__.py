@@ -34,8 +34,8 @@ intake: forked from the front, without exec, when a uid's client first passes a 
     dies (PR_SET_PDEATHSIG). One that is blocked in its file system ends when that answers. The
     front reaps it.
 
-forkserver: started by the front with exec, so that no torch is in the front. Imports what runs the
-    model: onnxruntime, where the model has a compiled form that is proven and no slower, or else
+forkserver: started by the front with exec, so that no torch is in the front; the first before the
+    front imports most of itself (swiprd.pool.forkserver_process). Imports what runs the model: onnxruntime, where the model has a compiled form that is proven and no slower, or else
     torch; never both (swiprd.inference.engines). Loads the model once and forks a worker when told
     to: 10 ms, and the weights are shared. Runs no
     forward pass and starts no thread, because a fork would not have it; initialises no CUDA,
@@ -61,8 +61,9 @@ compile, prove: started by the front, one after the other, when nobody asks for 
 
 `swiprd check`, `swiprd pack` and `swiprd trust` are commands in a process of their own, without a
 daemon; check and pack import torch, except for an ONNX file. pack runs compile and prove as
-processes of its own, and one that tries an ONNX file (swiprd.inference.onnx_probe); both run one
-with the ONNX file or the compiled form of the folder (swiprd.inference.separate).
+processes of its own, one that tries an ONNX file (swiprd.inference.onnx_probe), and one that
+exports a network of transformers (swiprd.pack.hf_export); check and pack run one with the ONNX
+file or the compiled form of the folder (swiprd.inference.separate).
 
 Imports between the folders go one way, and tests/house/test_house.py holds them to it: front →
 intake, pool → folder → system; inference and pack → folder, system. The client, swiprctl, imports
