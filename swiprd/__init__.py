@@ -35,11 +35,12 @@ intake: forked from the front, without exec, when a uid's client first passes a 
     front reaps it.
 
 forkserver: started by the front with exec, so that no torch is in the front; the first before the
-    front imports most of itself (swiprd.pool.forkserver_process). Imports what runs the model: onnxruntime, where the model has a compiled form that is proven and no slower, or else
-    torch; never both (swiprd.inference.engines). Loads the model once and forks a worker when told
-    to: 10 ms, and the weights are shared. Runs no
-    forward pass and starts no thread, because a fork would not have it; initialises no CUDA,
-    decodes no image. A new model is loaded by a second forkserver beside the first.
+    front imports most of itself (swiprd.pool.forkserver_process). Imports what runs the model:
+    onnxruntime, where the model has a compiled form that is proven and no slower, or is an ONNX
+    file, or else torch; never both (swiprd.inference.engines). Loads the model once and forks a
+    worker when told to: 10 ms, and the weights are shared. Runs no forward pass and starts no
+    thread, because a fork would not have it; initialises no CUDA, decodes no image. A new model is
+    loaded by a second forkserver beside the first.
     Ends on EOF from the front, after it has killed and reaped its workers; by SIGKILL when the
     front dies. The front reaps it, and starts another where it died by itself.
 

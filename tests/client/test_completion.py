@@ -30,7 +30,7 @@ complete_ --files-from pic
 """
 
 
-@pytest.mark.skipif(not BASH_COMPLETION.exists(), reason="takes bash-completion")
+@pytest.mark.skipif(not BASH_COMPLETION.exists(), reason="sudo apt install bash-completion")
 def test_bash(tmp_path: Path) -> None:
     (tmp_path / "picture.jpg").touch()
     script = BASH.format(library=BASH_COMPLETION, file=PACKAGING / "bash-completion/swiprctl")
@@ -47,7 +47,7 @@ def test_bash(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
-@pytest.mark.skipif(shutil.which("fish") is None, reason="not tried without fish: sudo apt install fish")
+@pytest.mark.skipif(shutil.which("fish") is None, reason="sudo apt install fish")
 def test_fish(tmp_path: Path) -> None:
     (tmp_path / "picture.jpg").touch()
     (tmp_path / "pets").mkdir()
@@ -74,7 +74,7 @@ def test_fish(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.skipif(shutil.which("zsh") is None, reason="not tried without zsh: sudo apt install zsh")
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="sudo apt install zsh")
 def test_zsh(tmp_path: Path) -> None:
     (tmp_path / "picture.jpg").touch()
     pid, terminal = pty.fork()
