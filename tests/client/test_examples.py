@@ -102,11 +102,21 @@ ODD = "a, b\n'c'.jpg"
 
 
 def test_moved_away(place: Path) -> None:
-    assert run(example("xargs -0 -r mv -t blurred")) == ""
+    assert run(example("xargs -0 -r mv -n -t blurred")) == ""
     moved = {path.name for path in (place / "blurred").iterdir()}
     assert moved == {*BLURRED, ODD}
     left = {path.name for path in (place / "photos").iterdir()}
     assert left == {path.name for path in PHOTOS.glob("*.jpg")} - BLURRED
+
+
+def test_nothing_that_was_moved_is_overwritten(place: Path) -> None:
+    script = example("xargs -0 -r mv -n -t blurred")
+    run(script)
+    first = (place / "blurred/coffee-blurred.jpg").read_bytes()
+    shutil.copy(PHOTOS / "chelsea-blurred.jpg", place / "photos/coffee-blurred.jpg")
+    assert run(script.replace("mkdir blurred", "")) == ""
+    assert (place / "blurred/coffee-blurred.jpg").read_bytes() == first
+    assert (place / "photos/coffee-blurred.jpg").exists()
 
 
 def test_the_worst_as_a_page(place: Path) -> None:
