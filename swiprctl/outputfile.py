@@ -82,6 +82,8 @@ class OutputFile:
         self._journal_size += len(line)
         self._size += len(record)
         self.rows += entry.of(record).has_row
+        if entry.replaces is not None:
+            self.answered.void(entry.replaces)
 
     def finish(self) -> None:
         """Leave out the records that are void, and see that all others are on the disk.

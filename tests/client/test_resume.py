@@ -175,6 +175,31 @@ def test_failures_are_asked_again(served: Served) -> None:
     assert rows() == []
 
 
+@pytest.mark.parametrize("why", ["missing", "late", "no answer"])
+def test_a_failure_that_may_pass_leaves_the_row_there(served: Served, why: str) -> None:
+    """A disk that is not mounted tonight does not cost the rows of a year."""
+    words = ("--resume", "--timeout=1", "--output=rows.csv", *FOUR)
+    assert predict(*words) == ("", 0)
+    before = rows()
+    if why == "missing":
+        for name in FOUR[:3]:
+            Path(name).rename(f"away-{name}")
+    elif why == "late":
+        for name in FOUR[:3]:
+            Path(name).write_text("late")
+    else:
+        served.model = "peer@2"
+        served.stop_after = served.images + 1
+    assert predict(*words)[1] == 1
+    assert sorted(rows()) == sorted(before)
+    served.stop_after = -1
+    for number in (10, 20, 30):
+        Path(f"{number}.jpg").write_bytes(bytes(number + 1))
+    assert predict(*words) == ("", 0)
+    assert len(rows()) == 4
+    assert rows() != before
+
+
 def test_failures_with_records_are_asked_again_if_that_may_help(served: Served) -> None:
     words = ("--resume", "--errors", "--timeout=1", "--output=rows.jsonl")
     words = (*words, "bad.jpg", "late.jpg", "10.jpg", "missing")
