@@ -89,6 +89,11 @@ class Answered:
         return number < len(self._states) and self._states[number] == _VOID
 
     @property
+    def any(self) -> bool:
+        """Whether there is any entry."""
+        return bool(self._states)
+
+    @property
     def any_void(self) -> bool:
         """Whether any is to go."""
         return _VOID in self._states

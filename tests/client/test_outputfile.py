@@ -247,6 +247,29 @@ def test_a_link_in_the_place_of_the_journal(one: Path, tmp_path: Path, where: st
     assert where in str(journal)
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_file_of_the_journals_name(tmp_path: Path, resume: bool) -> None:
+    path, journal = both(tmp_path / "notes.csv")
+    journal.write_bytes(b"what I want to go on with\n")
+    with pytest.raises(CannotWrite, match=r"notes\.csv\.resume: it exists and is of something"):
+        opened(path, resume=resume)
+    assert journal.read_bytes() == b"what I want to go on with\n"
+    opened(path, resume=False, force=True).close()
+    assert journal.read_bytes() == first_line(OPTIONS)
+
+
+@pytest.mark.parametrize("size", range(len(first_line(OPTIONS)) + 1))
+@pytest.mark.parametrize("zeros", [0, 9])
+def test_a_first_line_that_is_torn(tmp_path: Path, size: int, zeros: int) -> None:
+    path, journal = both(tmp_path / "rows.csv")
+    path.touch()
+    journal.write_bytes(first_line(OPTIONS)[:size] + bytes(zeros))
+    file = opened(path)
+    assert file.empty
+    file.close()
+    assert journal.read_bytes() == first_line(OPTIONS)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes root, to give a file away")
 def test_the_journal_of_another_user(one: Path) -> None:
     os.chown(both(one)[1], 65534, 65534)

@@ -200,6 +200,15 @@ def test_a_failure_that_may_pass_leaves_the_row_there(served: Served, why: str) 
     assert rows() != before
 
 
+def test_answers_without_a_row_are_known_where_no_row_is(served: Served) -> None:
+    words = ("--where=sharp > 0.5", "--output=rows.csv")
+    assert predict(*words, *FOUR[:3]) == ("", 0)
+    assert predict(*words, "--resume", *FOUR[:3]) == ("", 0)
+    assert served.images == 3
+    assert predict(*words, "--resume", *FOUR) == ("", 0)
+    assert (rows(), served.images) == (["60.jpg,0.6,0.4"], 4)
+
+
 def test_failures_with_records_are_asked_again_if_that_may_help(served: Served) -> None:
     words = ("--resume", "--errors", "--timeout=1", "--output=rows.jsonl")
     words = (*words, "bad.jpg", "late.jpg", "10.jpg", "missing")
