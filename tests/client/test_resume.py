@@ -332,6 +332,16 @@ def test_force_begins_anew() -> None:
 
 
 @pytest.mark.usefixtures("served")
+def test_a_condition_that_is_none_costs_no_rows() -> None:
+    predict("--output=rows.csv", *FOUR)
+    before = rows()
+    err, status = predict("--output=rows.csv", "--force", "--where=sharp >", *FOUR)
+    assert status == 64
+    assert "sharp >" in err
+    assert rows() == before
+
+
+@pytest.mark.usefixtures("served")
 def test_a_link_stays_a_link() -> None:
     Path("link.csv").symlink_to("rows.csv")
     for size in (10, 11):
