@@ -53,8 +53,9 @@ class OutputFile:
             self._open(options, resume=resume, force=force)
         except OSError as error:
             self.close()
-            journal = ".resume" if error.filename == f"{self._path}.resume" else ""
-            raise CannotWrite(f"{self.name}{journal}: {error.strerror}") from error
+            beside = str(error.filename or "").partition(f"{self._path}.")[2]
+            name = f"{self.name}.{beside}" if beside else self.name
+            raise CannotWrite(f"{name}: {error.strerror}") from error
         except BaseException:
             self.close()
             raise
@@ -158,7 +159,7 @@ class OutputFile:
     def _locked(self) -> int:
         """Open the file that has the name, and lock it."""
         while True:
-            descriptor = os.open(self._path, _FLAGS, 0o666)
+            descriptor = os.open(self._path, _FLAGS | os.O_NOFOLLOW, 0o666)
             try:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                     raise CannotWrite(

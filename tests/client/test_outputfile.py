@@ -270,6 +270,28 @@ def test_a_first_line_that_is_torn(tmp_path: Path, size: int, zeros: int) -> Non
     assert journal.read_bytes() == first_line(OPTIONS)
 
 
+@pytest.mark.parametrize("what", ["link", "pipe", "file of another user"])
+def test_what_is_planted_does_not_take_the_files_place(one: Path, what: str) -> None:
+    """In a shared folder, somebody else may make a file of the name that a rewriting leaves."""
+    before = [path.read_bytes() for path in both(one)]
+    planted = one.with_name(f"{one.name}.resume.rows")
+    if what == "link":
+        planted.symlink_to("/etc/hostname")
+    elif what == "pipe":
+        os.mkfifo(planted)
+    else:
+        planted.write_text("not mine\n")
+        try:
+            os.chown(planted, 65534, 65534)
+        except PermissionError:
+            pytest.skip("takes root, to give a file away")
+    with pytest.raises(CannotWrite, match=r"\.resume\.rows: it is not a file of your own"):
+        opened(one)
+    assert [path.read_bytes() for path in both(one)] == before
+    planted.unlink()
+    assert work(one) == []
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes root, to give a file away")
 def test_the_journal_of_another_user(one: Path) -> None:
     os.chown(both(one)[1], 65534, 65534)
