@@ -62,7 +62,8 @@ class Answered:
 
         Returns:
             whether it has its record, made from this state by this model; and if not, the number
-            of the entry whose record the new one replaces, or None.
+            of the entry whose record the new one replaces, or None. That record is not void yet:
+            see `void`.
         """
         stale = None
         for number in self._of(path):
@@ -76,12 +77,21 @@ class Answered:
                 return True, None
             stale = number if stale is None else stale
         if stale is not None:
-            self._states[stale] = _VOID
+            self._states[stale] = _CLAIMED
         return False, stale
+
+    def void(self, number: int) -> None:
+        """Have an entry's record go: another one is there in its place, or there can be none."""
+        self._states[number] = _VOID
 
     def is_void(self, number: int) -> bool:
         """Whether an entry's record is to go. Entries made since all were added are not."""
         return number < len(self._states) and self._states[number] == _VOID
+
+    @property
+    def any(self) -> bool:
+        """Whether there is any entry."""
+        return bool(self._states)
 
     @property
     def any_void(self) -> bool:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import NoReturn
 
+    from swiprctl.condition import Condition
     from swiprctl.names import Names
     from swiprctl.output import Format, Sink
     from swiprctl.resuming import Remaining
@@ -102,6 +103,7 @@ def _predict(client: Client, arguments: Arguments, sink: Sink | None = None) -> 
     A source gives inputs as `predict_many` takes them. What else gives them, a walk of folders
     say, stands beside `Names`: `close()`, and an `error` that ended it early.
     """
+    condition = _condition(arguments) if sink is None else None  # before a file is begun anew
     names = _names(arguments) if arguments.listed else None
     inputs: Iterable[str | int | None]
     inputs = names or [0 if path == "-" else path for path in arguments.paths]
@@ -109,7 +111,7 @@ def _predict(client: Client, arguments: Arguments, sink: Sink | None = None) -> 
         inputs = _walk(inputs, arguments)
     remaining = _remaining(client, arguments, inputs) if arguments.output is not None else None
     inputs = inputs if remaining is None else remaining
-    sink = sink or _sink(client, arguments, remaining)
+    sink = sink or _sink(client, arguments, remaining, condition)
     try:
         if arguments.several:
             status = _predict_several(client, arguments, inputs, sink)
@@ -195,7 +197,17 @@ def _advice(failure: SwiprError, arguments: Arguments) -> str:
     return ""
 
 
-def _sink(client: Client, arguments: Arguments, remaining: Remaining | None) -> Sink:
+def _condition(arguments: Arguments) -> Condition | None:
+    if arguments.where is None:
+        return None
+    from swiprctl.expression import parse as parse_condition
+
+    return parse_condition(arguments.where)
+
+
+def _sink(
+    client: Client, arguments: Arguments, remaining: Remaining | None, condition: Condition | None
+) -> Sink:
     """Put together where the answers go: at the end always a `Writer`, or a `FileWriter`.
 
     What picks among answers (a condition) or watches them (progress) is a `Sink` of its own, in a
@@ -204,12 +216,11 @@ def _sink(client: Client, arguments: Arguments, remaining: Remaining | None) -> 
     own line first, wraps `put`.
     """
     sink = _writer(client, arguments, remaining)
-    if arguments.where is None:
+    if condition is None:
         return sink
-    from swiprctl.expression import parse as parse_condition
     from swiprctl.selection import Where
 
-    return Where(sink, parse_condition(arguments.where))
+    return Where(sink, condition)
 
 
 def _writer(client: Client, arguments: Arguments, remaining: Remaining | None) -> Sink:

@@ -132,6 +132,12 @@ def options_of(line: bytes) -> str:
     return os.fsdecode(unescape(options))
 
 
+def begins_journal(beginning: bytes) -> bool:
+    """Whether a file begins as a journal does, or as what a kill or a crash leaves of one."""
+    version = _VERSION + b"\t"
+    return beginning.startswith(version) or version.startswith(beginning.rstrip(b"\0"))
+
+
 def _number(text: bytes) -> int | None:
     if text == b"-":
         return None

@@ -14,7 +14,7 @@ from fcntl import LOCK_EX, LOCK_NB, flock
 
 from swiprctl.answered import Answered
 from swiprctl.errors import CannotWrite, WriteFailed
-from swiprctl.journal import MAX_LINE, Entry, decode, first_line
+from swiprctl.journal import MAX_LINE, Entry, begins_journal, decode, first_line
 from swiprctl.recovery import Whole
 from swiprctl.rewriting import complete, discard, rewrite
 
@@ -53,16 +53,17 @@ class OutputFile:
             self._open(options, resume=resume, force=force)
         except OSError as error:
             self.close()
-            journal = ".resume" if error.filename == f"{self._path}.resume" else ""
-            raise CannotWrite(f"{self.name}{journal}: {error.strerror}") from error
+            beside = str(error.filename or "").partition(f"{self._path}.")[2]
+            name = f"{self.name}.{beside}" if beside else self.name
+            raise CannotWrite(f"{name}: {error.strerror}") from error
         except BaseException:
             self.close()
             raise
 
     @property
     def empty(self) -> bool:
-        """Whether there is no record in it."""
-        return self._size == 0
+        """Whether there is no record in it, and no answer known that has none."""
+        return self._size == 0 and not self.answered.any
 
     def append(self, entry: Entry, record: bytes) -> None:
         """Write a record, which may be empty, and what it was made from.
@@ -82,6 +83,8 @@ class OutputFile:
         self._journal_size += len(line)
         self._size += len(record)
         self.rows += entry.of(record).has_row
+        if entry.replaces is not None:
+            self.answered.void(entry.replaces)
 
     def finish(self) -> None:
         """Leave out the records that are void, and see that all others are on the disk.
@@ -114,12 +117,12 @@ class OutputFile:
         elif complete(self._path):
             self.close()
             self._file = self._locked()
-        begun = not force and os.fstat(self._file).st_size > 0
-        if begun and not resume:
+        exists = not force and os.fstat(self._file).st_size > 0
+        if exists and not resume:
             raise CannotWrite(
                 f"{self.name}: it exists; --resume goes on with it, --force begins it anew"
             )
-        if begun and not os.path.lexists(f"{self._path}.resume"):
+        if exists and not os.path.lexists(f"{self._path}.resume"):
             raise CannotWrite(
                 f"{self.name}: {self.name}.resume, which says what its rows were made from, is"
                 " missing; --force begins it anew"
@@ -128,7 +131,7 @@ class OutputFile:
         found = os.fstat(self._journal)
         if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
             raise CannotWrite(f"{self.name}.resume: it is not a file of your own")
-        if begun:
+        if exists or (resume and not force and self._has_answers()):
             with (
                 open(self._path, "rb") as file,
                 open(f"{self._path}.resume", "rb") as journal,
@@ -138,15 +141,25 @@ class OutputFile:
             self.rows, self.header = whole.rows, whole.header
             self._cut()
         else:
+            if not force and not begins_journal(os.pread(self._journal, _USUAL_LINE, 0)):
+                raise CannotWrite(
+                    f"{self.name}.resume: it exists and is of something else, and what the rows are"
+                    " made from goes there; --force overwrites it, or take another name"
+                )
             self._cut()
             line = first_line(options)
             _put(self._journal, line, 0)
             self._journal_size = len(line)
 
+    def _has_answers(self) -> bool:
+        """Whether a journal is there, and more than its first line."""
+        beginning = os.pread(self._journal, MAX_LINE, 0)
+        return begins_journal(beginning) and beginning.partition(b"\n")[2].strip(b"\0") != b""
+
     def _locked(self) -> int:
         """Open the file that has the name, and lock it."""
         while True:
-            descriptor = os.open(self._path, _FLAGS, 0o666)
+            descriptor = os.open(self._path, _FLAGS | os.O_NOFOLLOW, 0o666)
             try:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                     raise CannotWrite(

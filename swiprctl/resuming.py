@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from swiprctl.output import Format
 
+_LASTING = BadImage, TooLarge  # an unchanged file fails so again
+
 
 def begin(
     name: str,
@@ -120,8 +122,9 @@ class FileWriter:
     """The last sink, in place of a `Writer`: puts records into a file.
 
     Without `failures`, an image that fails has no record, and is asked for again when the work is
-    gone on with; what it had before is void. With them it has one, which stands if it would fail
-    again (not an image, or too large) for as long as the file is unchanged.
+    gone on with. What it had before stays, unless it is known to be wrong: the file is no image any
+    more, or is too large. With them it has one, which stands if it would fail again (for these two
+    reasons) for as long as the file is unchanged.
 
     Args:
         format, header, failures, ask: as a `Writer` takes them.
@@ -175,8 +178,10 @@ class FileWriter:
         if isinstance(answer, Prediction) and failure is None:
             self._file.append(entry.answered(ROW, answer.model), records[0])
         elif records:
-            kind = FAILURE if isinstance(failure, BadImage | TooLarge) else AGAIN
+            kind = FAILURE if isinstance(failure, _LASTING) else AGAIN
             self._file.append(entry.answered(kind), records[0])
+        elif entry.replaces is not None and isinstance(failure, _LASTING):
+            self._file.answered.void(entry.replaces)
         return failure
 
     def drop(self, path: str, prediction: Prediction) -> None:  # noqa: ARG002 - the entry has it

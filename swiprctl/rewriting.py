@@ -8,8 +8,10 @@ form is there before any of the file's, and gone when it has taken its place.
 from __future__ import annotations
 
 import os
+import stat
 from fcntl import LOCK_EX, LOCK_NB, flock
 
+from swiprctl.errors import CannotWrite
 from swiprctl.journal import MAX_LINE, decode
 
 TYPE_CHECKING = False
@@ -74,10 +76,14 @@ def complete(path: str) -> bool:
     """Do what an interruption has left to do; gives whether another file has the name now.
 
     Raises:
+        CannotWrite: what is there is not the user's own: in a shared folder, somebody else's.
         OSError: it cannot be done.
     """
     new, rows = _names(path)
     if os.path.lexists(rows) and not os.path.lexists(new):
+        found = os.lstat(rows)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+            raise CannotWrite(f"{rows}: it is not a file of your own; remove it to go on")
         os.rename(rows, path)
         return True
     discard(path)

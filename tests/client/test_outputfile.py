@@ -247,6 +247,51 @@ def test_a_link_in_the_place_of_the_journal(one: Path, tmp_path: Path, where: st
     assert where in str(journal)
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_file_of_the_journals_name(tmp_path: Path, resume: bool) -> None:
+    path, journal = both(tmp_path / "notes.csv")
+    journal.write_bytes(b"what I want to go on with\n")
+    with pytest.raises(CannotWrite, match=r"notes\.csv\.resume: it exists and is of something"):
+        opened(path, resume=resume)
+    assert journal.read_bytes() == b"what I want to go on with\n"
+    opened(path, resume=False, force=True).close()
+    assert journal.read_bytes() == first_line(OPTIONS)
+
+
+@pytest.mark.parametrize("size", range(len(first_line(OPTIONS)) + 1))
+@pytest.mark.parametrize("zeros", [0, 9])
+def test_a_first_line_that_is_torn(tmp_path: Path, size: int, zeros: int) -> None:
+    path, journal = both(tmp_path / "rows.csv")
+    path.touch()
+    journal.write_bytes(first_line(OPTIONS)[:size] + bytes(zeros))
+    file = opened(path)
+    assert file.empty
+    file.close()
+    assert journal.read_bytes() == first_line(OPTIONS)
+
+
+@pytest.mark.parametrize("what", ["link", "pipe", "file of another user"])
+def test_what_is_planted_does_not_take_the_files_place(one: Path, what: str) -> None:
+    """In a shared folder, somebody else may make a file of the name that a rewriting leaves."""
+    before = [path.read_bytes() for path in both(one)]
+    planted = one.with_name(f"{one.name}.resume.rows")
+    if what == "link":
+        planted.symlink_to("/etc/hostname")
+    elif what == "pipe":
+        os.mkfifo(planted)
+    else:
+        planted.write_text("not mine\n")
+        try:
+            os.chown(planted, 65534, 65534)
+        except PermissionError:
+            pytest.skip("takes root, to give a file away")
+    with pytest.raises(CannotWrite, match=r"\.resume\.rows: it is not a file of your own"):
+        opened(one)
+    assert [path.read_bytes() for path in both(one)] == before
+    planted.unlink()
+    assert work(one) == []
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes root, to give a file away")
 def test_the_journal_of_another_user(one: Path) -> None:
     os.chown(both(one)[1], 65534, 65534)

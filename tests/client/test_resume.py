@@ -175,6 +175,40 @@ def test_failures_are_asked_again(served: Served) -> None:
     assert rows() == []
 
 
+@pytest.mark.parametrize("why", ["missing", "late", "no answer"])
+def test_a_failure_that_may_pass_leaves_the_row_there(served: Served, why: str) -> None:
+    """A disk that is not mounted tonight does not cost the rows of a year."""
+    words = ("--resume", "--timeout=1", "--output=rows.csv", *FOUR)
+    assert predict(*words) == ("", 0)
+    before = rows()
+    if why == "missing":
+        for name in FOUR[:3]:
+            Path(name).rename(f"away-{name}")
+    elif why == "late":
+        for name in FOUR[:3]:
+            Path(name).write_text("late")
+    else:
+        served.model = "peer@2"
+        served.stop_after = served.images + 1
+    assert predict(*words)[1] == 1
+    assert sorted(rows()) == sorted(before)
+    served.stop_after = -1
+    for number in (10, 20, 30):
+        Path(f"{number}.jpg").write_bytes(bytes(number + 1))
+    assert predict(*words) == ("", 0)
+    assert len(rows()) == 4
+    assert rows() != before
+
+
+def test_answers_without_a_row_are_known_where_no_row_is(served: Served) -> None:
+    words = ("--where=sharp > 0.5", "--output=rows.csv")
+    assert predict(*words, *FOUR[:3]) == ("", 0)
+    assert predict(*words, "--resume", *FOUR[:3]) == ("", 0)
+    assert served.images == 3
+    assert predict(*words, "--resume", *FOUR) == ("", 0)
+    assert (rows(), served.images) == (["60.jpg,0.6,0.4"], 4)
+
+
 def test_failures_with_records_are_asked_again_if_that_may_help(served: Served) -> None:
     words = ("--resume", "--errors", "--timeout=1", "--output=rows.jsonl")
     words = (*words, "bad.jpg", "late.jpg", "10.jpg", "missing")
@@ -295,6 +329,16 @@ def test_force_begins_anew() -> None:
         assert len(rows()) == 2
     assert predict("--output=rows.csv", "--resume", *FOUR) == ("", 0)
     assert len(rows()) == 4
+
+
+@pytest.mark.usefixtures("served")
+def test_a_condition_that_is_none_costs_no_rows() -> None:
+    predict("--output=rows.csv", *FOUR)
+    before = rows()
+    err, status = predict("--output=rows.csv", "--force", "--where=sharp >", *FOUR)
+    assert status == 64
+    assert "sharp >" in err
+    assert rows() == before
 
 
 @pytest.mark.usefixtures("served")
