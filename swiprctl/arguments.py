@@ -211,11 +211,22 @@ def _set(arguments: Arguments, name: str, value: str | None, rest: object) -> st
         return name
     if value is None:
         value = next(rest, None)  # type: ignore[call-overload]
+        if value is not None and _is_option(value):
+            what = "a LABEL" if name == "--sort" else "a value"
+            raise UsageError(
+                f"{name} needs {what}, and {value} is an option; if it is meant: {name}={value}"
+            )
     if value is None:
         raise UsageError(f"{name} needs a value")
     convert = _CONVERT.get(attribute)
     setattr(arguments, attribute, convert(name, value) if convert else value)
     return name
+
+
+def _is_option(word: str) -> bool:
+    if word.startswith("--"):
+        return word.partition("=")[0] in _OPTIONS
+    return word[:1] == "-" != word and all(f"-{letter}" in _OPTIONS for letter in word[1:])
 
 
 def _operand(arguments: Arguments, word: str) -> None:

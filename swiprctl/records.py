@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,9 @@ from typing import TextIO
 from swiprctl.errors import BadRecords
 from swiprctl.formats import unescape
 from swiprctl.rows import distinct
+
+ENCODING = "utf-8", "surrogateescape"
+"""Of paths in records, whatever the locale is."""
 
 _BLANK = "\ufeff \t\r\n"  # with the mark that Windows puts in front of UTF-8
 
@@ -126,8 +128,8 @@ def _record(fields: object) -> Record:
         raise ValueError("it has no path")
     path = fields["path"]
     if "path_base64" in fields:
-        path = os.fsdecode(b64decode(str(fields["path_base64"]), validate=True))
-    os.fsencode(path)  # any text is a name, but for surrogates that stand for no byte
+        path = b64decode(str(fields["path_base64"]), validate=True).decode(*ENCODING)
+    path.encode(*ENCODING)  # any text is a name, but for surrogates that stand for no byte
     failure = fields.get("error")
     if failure is not None:
         told = failure.get("message") if isinstance(failure, dict) else failure
@@ -142,7 +144,10 @@ def _record(fields: object) -> Record:
 def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{value!r} is no number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError("a number of more than 300 digits is no probability") from None
 
 
 def _table(rows: Iterator[list[str]], place: _Lines) -> Iterator[Record]:

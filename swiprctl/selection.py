@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from swiprctl.condition import Condition, ConditionError
+from swiprctl.condition import OPERATORS, Condition, ConditionError
 from swiprctl.errors import SwiprError, TryLater, UsageError
 from swiprctl.expression import parse
 from swiprctl.rows import Prediction
@@ -39,17 +39,38 @@ def select(
     matches = Matches(put, b"\0" if arguments.null else b"\n")
     expression = arguments.where or ""
     try:
+        _look_for_another(arguments.paths)
         failed = predict(Where(matches, parse(expression), invert=arguments.invert))
     except ConditionError as error:
         if not os.path.lexists(expression):
             raise
+        kind = "folder" if os.path.isdir(expression) else "file"
         raise UsageError(
-            f"{expression} is a file, and the first operand is the condition: swiprctl select"
+            f"{expression} is a {kind}, and the first operand is the condition: swiprctl select"
             " 'blurred > 0.8' PATH..."
         ) from error
     if failed:
         return _FAILED
     return 0 if matches.any else _NONE
+
+
+def _look_for_another(paths: list[str]) -> None:
+    """See that no condition stands where the paths do, as where two operands were swapped.
+
+    Raises:
+        UsageError: this one is no file's name, and is a condition.
+    """
+    for path in paths:
+        if not any(operator in path for operator in OPERATORS) or os.path.lexists(path):
+            continue
+        try:
+            parse(path)
+        except ConditionError:
+            continue
+        raise UsageError(
+            f"{path!r} is a condition and no file, and the condition comes first: swiprctl select"
+            " 'blurred > 0.8' PATH..."
+        )
 
 
 class Where:

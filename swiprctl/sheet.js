@@ -16,7 +16,7 @@
 
   const cards = new Array(rows.length);
   const marked = new Set();
-  let label = 0, order = -1, threshold = 0.5, low = 0, high = 1;
+  let label = 0, order = 0, threshold = 0.5, low = 0, high = 1;
   let sorted = [], current = null, last = null;
 
   // -- numbers
@@ -68,7 +68,10 @@
     check.setAttribute("aria-label", `Mark ${shown(path)}`);
     box.append(check, address ? image(address) : make("span", "picture missing", "no file"));
     const name = make(address ? "a" : "span", "name");
-    name.append(make("bdi", "", shown(path)));
+    // A long path is cut in its folders: the file's name is what tells pictures apart.
+    const cut = path.lastIndexOf("/") + 1;
+    if (cut) name.append(make("bdi", "folder", shown(path.slice(0, cut))));
+    name.append(make("bdi", "file", shown(path.slice(cut))));
     name.title = shown(path);
     if (address) {
       name.href = address;
@@ -109,7 +112,9 @@
 
   function sort() {
     sorted = [...rows.keys()];
-    if (order) sorted.sort((a, b) => order * (value(a) - value(b)) || a - b);
+    // Without a number comes last, whichever way: NaN has no place among numbers.
+    const none = (row) => Number(Number.isNaN(value(row)));
+    if (order) sorted.sort((a, b) => none(a) - none(b) || order * (value(a) - value(b)) || a - b);
   }
 
   // Walk the lists beside the order, and move what stands wrong: after a small step of the
@@ -152,7 +157,7 @@
     const titles = [`${name} ≥ ${threshold}`, `${name} < ${threshold}`, "Without a number"];
     groups.forEach((group, number) => {
       group.title.textContent = `${titles[number]}: ${counts[number].toLocaleString("en")}`;
-      group.section.hidden = number === WITHOUT ? !counts[number] : !labels.length;
+      group.section.hidden = !counts[number];
     });
   }
 
@@ -199,6 +204,7 @@
   const ordered = () => {
     label = Number(find("label").value);
     order = Number(find("order").value);
+    if (current && !current.contains(document.activeElement)) leave(); // Tab goes to the first
     sort();
     count();
     place();
@@ -259,9 +265,14 @@
 
   // -- keys: one card can be reached by Tab, the others from it by arrows
 
+  function leave() {
+    if (current) current.querySelector("input").tabIndex = -1;
+    current = null;
+  }
+
   function settle(made, focus = false) {
     if (!made) return;
-    if (current) current.querySelector("input").tabIndex = -1;
+    leave();
     current = made;
     const check = made.querySelector("input");
     check.tabIndex = 0;
@@ -336,7 +347,9 @@
 
   // -- the beginning
 
-  const pictures = `${rows.length.toLocaleString("en")} ${rows.length === 1 ? "picture" : "pictures"}`;
+  const failed = rows.filter((row) => row[ERROR]).length, answered = rows.length - failed;
+  const pictures = `${answered.toLocaleString("en")} ${answered === 1 ? "picture" : "pictures"}`
+    + (failed ? `, ${failed.toLocaleString("en")} failed` : "");
   find("total").textContent = pictures;
   document.title = `Contact sheet: ${pictures}`;
   find("label").append(...labels.map((name, at) => new Option(shown(name), at)));

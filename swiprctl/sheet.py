@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from swiprctl.errors import BadRecords, CannotOpen, UsageError
 from swiprctl.output import say, write
-from swiprctl.records import Record, read
+from swiprctl.records import ENCODING, Record, read
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ def run(arguments: Arguments) -> int:
     try:
         with open(
             0 if path == "-" else path,
-            encoding="utf-8",
-            errors="surrogateescape",
+            encoding=ENCODING[0],
+            errors=ENCODING[1],
             newline="",
             closefd=path != "-",
         ) as stream:
@@ -115,7 +115,7 @@ def address(path: str, folder: str) -> str:
     """Make a picture's URL, relative to a page in a folder; empty for standard input."""
     if path in ("", "-"):
         return ""
-    return quote(os.fsencode(os.path.relpath(path, folder)))
+    return quote(os.path.relpath(path.encode(*ENCODING), os.fsencode(folder)))
 
 
 def _json(value: object) -> str:
@@ -147,7 +147,7 @@ def _put(pieces: Iterable[bytes]) -> None:
 def _look(records: list[Record]) -> None:
     """Say so if the rows' paths lead nowhere from here."""
     paths = [record.path for record in records if record.path not in ("", "-")]
-    if paths and not any(map(os.path.lexists, paths)):
+    if paths and not any(os.path.lexists(path.encode(*ENCODING)) for path in paths):
         say(
             f"{paths[0]}: not found from here, nor are the next; run this in the directory where"
             " predict ran, and see --relative-to"

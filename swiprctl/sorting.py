@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from heapq import heappush, heappushpop
 
-from swiprctl.errors import UsageError
+from swiprctl.errors import TryLater, UsageError
 from swiprctl.output import Writer
-from swiprctl.rows import distinct
+from swiprctl.rows import Prediction, distinct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from swiprctl.errors import SwiprError
     from swiprctl.output import Format
-    from swiprctl.rows import Prediction
 
 _LISTED = 20
 """Labels that an error lists, of a model that has more."""
@@ -54,6 +54,23 @@ class SortedWriter(Writer):
         self._count = 0
         self._index: tuple[Sequence[str], int] | None = None
 
+    def take(self, path: str, answer: Prediction | SwiprError) -> SwiprError | None:
+        """Keep a row, or put the record of a failure; gives the failure that it is, or has become.
+
+        Raises:
+            UsageError: the first model to answer has no such label. That a later one has none is
+                that image's failure: the rows before it are kept.
+            OutputFailed: nothing more is taken.
+        """
+        if isinstance(answer, Prediction):
+            try:
+                self._place(answer.labels or ())
+            except UsageError as error:
+                if self._index is None:
+                    raise
+                answer = TryLater(f"{error}; another model answered before")
+        return super().take(path, answer)
+
     def finish(self) -> None:
         """Put the rows.
 
@@ -66,11 +83,7 @@ class SortedWriter(Writer):
         self._kept.clear()
 
     def _put_row(self, path: str, prediction: Prediction) -> None:
-        """Keep a row.
-
-        Raises:
-            UsageError: the model has no such label.
-        """
+        """Keep a row, of a model that has the label."""
         value = prediction.probabilities[self._place(prediction.labels or ())]
         is_number = value == value
         self._count -= 1  # of equals, the later one is worse

@@ -536,6 +536,12 @@ USAGE: list[tuple[list[str], str]] = [
     (["predict", "--limit=3", "a"], "--limit goes with --sort=LABEL"),
     (["predict", "--reverse", "a"], "--reverse goes with --sort=LABEL"),
     (["predict", "--sort=a", "--limit=0", "a"], "--limit: a whole number from 1, not '0'"),
+    (
+        ["predict", "--sort", "-r", "photos"],
+        "--sort needs a LABEL, and -r is an option; if it is meant: --sort=-r",
+    ),
+    (["predict", "--sort", "-rq", "photos"], "--sort needs a LABEL, and -rq is an option"),
+    (["predict", "--output", "--header", "a"], "--output needs a value, and --header is an option"),
     (["predict", "--top", "0", "a"], "--top: a whole number from 1, not '0'"),
     (["predict", "--top=2.5", "a"], "--top: a whole number from 1, not '2.5'"),
     (["predict", "--top= 3", "a"], "--top: a whole number from 1, not ' 3'"),

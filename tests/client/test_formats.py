@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peer import Connection, Peer
 
-from swiprctl.errors import BadImage, LoadingFailed, SwiprError, WorkerCrashed
+from swiprctl.errors import BadImage, LoadingFailed, SwiprError, TryLater, WorkerCrashed
 from swiprctl.formats import JsonLines, Tsv
 from swiprctl.output import Writer
 from swiprctl.rows import Prediction, Table
@@ -309,6 +309,22 @@ class TestSorting:
             prediction.labels = ("a",)
             writer.take(str(number), prediction)
         assert len(writer._kept) == 3
+
+    def test_a_later_model_without_the_label_costs_its_own_images_alone(self) -> None:
+        put: list[bytes] = []
+        writer = SortedWriter(Table(path=True), put.append, label="a")
+        failures = []
+        for number, labels in enumerate([("a", "b"), ("b", "c"), ("b", "a")]):
+            prediction = Prediction((0.25, 0.75), f"m@{number}")
+            prediction.labels = labels
+            failures.append(writer.take(str(number), prediction))
+        assert failures[0] is failures[2] is None
+        assert isinstance(failures[1], TryLater)
+        assert str(failures[1]) == (
+            "--sort: the model has no label 'a'; it has b, c; another model answered before"
+        )
+        writer.finish()
+        assert put == [b"2,0.25,0.75\n", b"0,0.25,0.75\n"]
 
     def test_labels_that_occur_twice(self) -> None:
         writer = SortedWriter(Table(), [].append, label="crane")

@@ -185,6 +185,27 @@ def test_a_path_in_the_conditions_place() -> None:
         assert err.startswith(f"swiprctl: {name} is a file, and the first operand is the condition")
 
 
+def test_a_condition_in_a_paths_place(folder: Path) -> None:
+    (folder / "photos").mkdir()
+    for words in (
+        ("-r", "photos", "cat > 0.5"),
+        ("photos", "cat > 0.5", "10.jpg"),
+        ("cat > 0.1", "10.jpg", 'top == "cat"'),
+    ):
+        found = next(word for word in words[1:] if " " in word)
+        out, err, status = swiprctl("select", *words)
+        assert (out, status) == (b"", 2)
+        assert err.startswith(
+            f"swiprctl: {found!r} is a condition and no file, and the condition comes first:"
+            " swiprctl select 'blurred > 0.8' PATH..."
+        )
+    # A file may have any name.
+    Path("cat > 0.5").write_bytes(bytes(90))
+    assert swiprctl("select", "cat > 0.5", "cat > 0.5") == (b"cat > 0.5\n", "", 0)
+    out, err, status = swiprctl("select", "photos/", "10.jpg")
+    assert err.startswith("swiprctl: photos/ is a folder, and the first operand is the condition")
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

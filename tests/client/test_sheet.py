@@ -142,3 +142,31 @@ def test_nothing_in_a_name_or_label_ends_the_script(tmp_path: Path) -> None:
     assert b"alert" not in re.sub(
         rb'<script type="application/json".*?</script>', b"", page, flags=re.S
     )
+
+
+@pytest.mark.parametrize("form", ["csv", "json"])
+def test_paths_are_utf_8_whatever_the_locale_is(tmp_path: Path, form: str) -> None:
+    (tmp_path / "dé").mkdir()
+    (tmp_path / "dé/é.jpg").write_bytes(b"")
+    rows = 'path,cat\n"{}",1\n' if form == "csv" else '{{"path":"{}","probabilities":{{"cat":1}}}}'
+    for path in ("é.jpg", f"{tmp_path}/dé/é.jpg"):
+        done = subprocess.run(
+            [sys.executable, "-m", "swiprctl", "sheet"],
+            input=rows.format(path).encode(),
+            capture_output=True,
+            timeout=60,
+            check=False,
+            cwd=tmp_path / "dé",
+            env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"},
+        )
+        assert (done.stderr, done.returncode) == (b"", 0)
+        assert rows_of(done.stdout) == [[path, "%C3%A9.jpg", [1]]]
+
+
+def test_a_number_beyond_all_numbers_is_refused_with_its_line(tmp_path: Path) -> None:
+    line = b'{"path": "a.jpg", "probabilities": {"cat": %s}}' % (b"9" * 400)
+    _, err, status = swiprctl(tmp_path, stdin=line)
+    assert err.startswith(
+        "swiprctl: standard input, line 1: not a JSON object of predict: a number of more than 300"
+    )
+    assert status == 65

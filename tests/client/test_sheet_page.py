@@ -115,7 +115,11 @@ def five(tmp_path: Path, browser: Browser) -> Path:
 
 @pytest.mark.usefixtures("five")
 def test_order_and_threshold(browser: Browser) -> None:
-    assert browser.run("return document.title") == "Contact sheet: 5 pictures"
+    assert browser.run("return document.title") == "Contact sheet: 4 pictures, 1 failed"
+    # It opens as the rows are: --sort may have put them in an order of its own.
+    assert names(browser, "reached") == ["b.jpg", "d.jpg"]
+    choose(browser, "order", "-1")
+    browser.wait(PLACED)
     assert names(browser, "reached") == ["d.jpg", "b.jpg"]
     assert names(browser, "below") == ["c.jpg", "a.jpg"]
     assert names(browser, "without") == ["e.jpg"]
@@ -146,7 +150,78 @@ def test_order_and_threshold(browser: Browser) -> None:
     assert widths == [["dog0.900", "value chosen", 90], ["cat0.100", "value", 10]]
 
 
+def test_rows_without_a_number_stand_last_and_spoil_no_order(
+    browser: Browser, tmp_path: Path
+) -> None:
+    """As --errors and --top leave them; many, since a sort of few compares by insertion."""
+    Image.new("RGB", (40, 30)).save(tmp_path / "0.jpg")
+    rows = ["path,error,message,cat,dog"]
+    for number in range(400):
+        if number:
+            os.link(tmp_path / "0.jpg", tmp_path / f"{number}.jpg")
+        if number % 3 == 1:
+            rows.append(f"{number}.jpg,bad-image,it is not an image,,")
+        else:
+            rows.append(f"{number}.jpg,,,{number * 7919 % 400 / 400},0")
+    browser.open(make(tmp_path, "\n".join(rows)))
+    browser.wait(f"{PLACED} === '400'")
+    values = (
+        "return [...document.querySelectorAll('#reached .chosen span:last-child,"
+        " #below .chosen span:last-child')].map(span => Number(span.textContent))"
+    )
+    for order, reverse in (("-1", True), ("1", False)):
+        choose(browser, "order", order)
+        browser.wait(f"{PLACED} === '400'")
+        found = browser.run(values)
+        reached = len(names(browser, "reached"))
+        assert len(found) == 267
+        for part in (found[:reached], found[reached:]):
+            assert part == sorted(part, reverse=reverse)
+        failed = [int(name[:-4]) for name in names(browser, "without")]
+        assert failed == list(range(1, 400, 3))
+
+
+def test_a_section_that_is_empty_is_not_shown(browser: Browser, tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.jpg"):
+        Image.new("RGB", (40, 30)).save(tmp_path / name)
+    browser.open(make(tmp_path, "path,cat,dog\na.jpg,0.9,0.1\nb.jpg,0.8,0.2\n"))
+    browser.wait(PLACED)
+    sections = "return [...document.querySelectorAll('section:not([hidden])')].map(s => s.id)"
+    assert browser.run(sections) == ["reached"]
+    choose(browser, "label", "1")
+    browser.wait(PLACED)
+    assert browser.run(sections) == ["below"]
+
+
+def test_of_a_long_path_the_file_s_name_is_seen(browser: Browser, tmp_path: Path) -> None:
+    folder = "a folder with a long name/" * 4
+    (tmp_path / folder).mkdir(parents=True)
+    for name in (f"{folder}7.jpg", "plain.jpg"):
+        Image.new("RGB", (40, 30)).save(tmp_path / name)
+    browser.open(make(tmp_path, f"{folder}7.jpg,cat,1\nplain.jpg,cat,1\n"))
+    browser.wait(PLACED)
+    assert names(browser, "reached") == [f"{folder}7.jpg", "plain.jpg"]
+    cut = browser.run(
+        "return [...document.querySelectorAll('.name bdi')].map("
+        "part => [part.className, part.scrollWidth > part.clientWidth])"
+    )
+    assert cut == [["folder", True], ["file", False], ["file", False]]
+
+
+@pytest.mark.usefixtures("five")
+def test_the_heading_stays_in_one_line_at_any_width(browser: Browser) -> None:
+    for width in (900, 600):
+        browser.look(width=width)
+        heights = browser.run(
+            "return ['h1', '#total'].map(one => document.querySelector(one))"
+            ".map(one => one.offsetHeight / parseFloat(getComputedStyle(one).lineHeight))"
+        )
+        assert max(heights) < 1.5
+
+
 def test_marks_by_mouse(browser: Browser, five: Path) -> None:  # noqa: ARG001 - it is opened
+    choose(browser, "order", "-1")
+    browser.wait(PLACED)
     assert text(browser, "#marked") == "0 marked"
     assert browser.run("return document.getElementById('copy').disabled")
     browser.click("#reached li img")
@@ -179,6 +254,8 @@ def test_marks_by_keys(browser: Browser, five: Path) -> None:
         )
         return found
 
+    choose(browser, "order", "-1")
+    browser.wait(PLACED)
     browser.run("document.getElementById('threshold').focus()")
     browser.press("Tab", "Tab")
     assert focused() == "d.jpg"
@@ -292,6 +369,8 @@ def test_ten_thousand(browser: Browser, tmp_path: Path) -> None:
     assert text(browser, "#reached h2") == "cat ≥ 0.5: 5,000"
     loaded = browser.run("return [...document.images].filter(i => i.complete).length")
     assert 6 <= loaded < 500
+    choose(browser, "order", "-1")
+    browser.wait(f"{PLACED} === '10000'")
     choose(browser, "slider", "0.75")
     browser.wait("document.querySelectorAll('#below li').length === 7500")
     assert text(browser, "#below h2") == "cat < 0.75: 7,500"

@@ -47,6 +47,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def name_of(source: str | int | None) -> str:
+    """Give what it is called, and close what was opened for it."""
+    if isinstance(source, Found):
+        source.close()
+    return str(source)
+
+
 def found(*roots: str | int, **options: bool) -> list[str]:
     """What a walk gives: paths, and behind those that failed, why."""
     told = []
@@ -187,7 +194,7 @@ def test_a_large_folder_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> No
     taken = []
     for source in images:
         most = max(most, *(len(one.names) for one in images._stack))
-        taken.append(str(source)) if source is not None else None
+        taken.append(name_of(source)) if source is not None else None
     assert taken == expected
     assert images.skipped == 334
     assert 0 < most <= 80
@@ -196,7 +203,7 @@ def test_a_large_folder_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.usefixtures("folder")
 def test_the_total_is_known_where_no_folder_is_to_come() -> None:
     photos = Walk(["photos"])
-    totals = [(str(source), photos.total) for source in photos]
+    totals = [(name_of(source), photos.total) for source in photos]
     assert [total for _, total in totals[:4]] == [None] * 4
     assert totals[4] == ("photos/z/4", 5)
     assert photos.total == 5
@@ -272,6 +279,7 @@ def test_answers_are_taken_in_while_much_is_skipped(monkeypatch: pytest.MonkeyPa
         if source is None:
             pauses += 1
             assert texts.fileno() == -1, "nothing to wait for"
+        name_of(source)
     assert pauses == 1
 
 
@@ -286,16 +294,14 @@ def test_another_process_finds_the_same(
     walk_here = Walk([root], **options)
     expected = []
     for source in walk_here:
-        expected.append(str(source))
-        if isinstance(source, Found):
-            source.close()
+        expected.append(name_of(source))
     there = DistantWalk(lambda: Walk([root], **options), root, 20.0)
     given = []
     for source in there:
         if source is None:
             select.select([there.fileno()], [], [])
         else:
-            given.append(str(source))
+            given.append(name_of(source))
     assert given == expected
     assert there.skipped == walk_here.skipped
 
@@ -307,12 +313,12 @@ def test_folders_on_a_list_are_walked_as_they_come() -> None:
     with open(reading, "rb"):
         images = Walk(Names(f"/proc/self/fd/{reading}", b"\0"))
         sources = iter(images)
-        assert str(next(sources)) == "photos/z/4"
+        assert name_of(next(sources)) == "photos/z/4"
         assert next(sources) is None
         assert images.fileno() >= 0
         os.write(writing, b"c.txt.jpg\0")
         os.close(writing)
-        assert list(sources) == ["photos/c.txt.jpg"]
+        assert [name_of(source) for source in sources] == ["photos/c.txt.jpg"]
 
 
 # -- the command
