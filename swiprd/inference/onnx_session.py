@@ -1,8 +1,8 @@
 """An ONNX file → sessions of ONNX Runtime, made of the bytes that were looked through.
 
 All are made of one sealed copy in memory: nobody can change that between the look and a session,
-nor between two sessions, and there is no other file beside it that could be read. No library of operators is ever loaded.
-Imports no torch.
+nor between two sessions, and there is no other file beside it that could be read. No library of
+operators is ever loaded. Imports no torch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from swiprd.system.reason import first_line
 from swiprd.system.silence import silenced_stderr
 
 _PREFIX = re.compile(r"(\[ONNXRuntimeError\] : )?(\d+ : )?(\w+ : )?(Load model from \S+ failed:)?")
-_QUIET = 3  # onnxruntime's severity "error": a warning about a graph is of no use to anybody here
+_QUIET = (
+    4  # onnxruntime's severity "fatal": errors are raised, and its lines have names of a file's
+)
 
 
 class NoSession(Exception):
@@ -121,12 +123,15 @@ def _import_onnxruntime() -> ModuleType:
     """Import onnxruntime, which need not be installed.
 
     Raises:
-        NoSession: it is not.
+        NoSession: it is not, or is damaged.
     """
     # Before the import: some builds of it start a thread then, which writes a database below the
     # user's home and sends to its maker. Telling it afterwards does not end the thread.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:
-        return importlib.import_module("onnxruntime")
-    except ImportError as error:
+        runtime = importlib.import_module("onnxruntime")
+        for name in ("__version__", "InferenceSession", "SessionOptions"):
+            getattr(runtime, name)  # an interrupted installation leaves an empty package
+    except Exception as error:  # its initialisation runs much, and may raise anything
         raise NoSession(f"onnxruntime cannot be imported: {first_line(error)}") from None
+    return runtime

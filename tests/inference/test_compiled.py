@@ -611,3 +611,25 @@ sys.modules["onnxruntime"] = None
 {ANSWER.replace("model = ", "try: model = ")}except NoCompiledForm as error: print(error)
 """
     assert python(program, made.folder, made.out, "").startswith("onnxruntime cannot be imported:")
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("", "module 'onnxruntime' has no attribute '__version__'"),
+        ("__version__ = '1'", "module 'onnxruntime' has no attribute 'InferenceSession'"),
+        ("raise RuntimeError('no such\\nprocessor')", "no such"),
+    ],
+)
+def test_onnxruntime_that_is_damaged_is_as_if_it_were_not_there(
+    made: Made, tmp_path: Path, source: str, said: str
+) -> None:
+    (tmp_path / "onnxruntime").mkdir()
+    (tmp_path / "onnxruntime/__init__.py").write_text(source)
+    program = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+{ANSWER.replace("model = ", "try: model = ")}except NoCompiledForm as error: print(error)
+"""
+    told = python(program, made.folder, made.out, "")
+    assert told == f"onnxruntime cannot be imported: {said}\n"
