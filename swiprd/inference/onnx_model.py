@@ -147,10 +147,17 @@ class OnnxModel:
 
         With `log_softmax` the outputs are the logarithms of the probabilities, and softmax is what
         undoes that; see model.py.
+
+        Raises:
+            UnfitNetwork: the network gives another number of outputs than there are labels.
         """
         images, count = crops.shape[:2]
         flat = crops.reshape(images * count, *crops.shape[2:])
-        outputs = self.network.answer(self._used, flat).reshape(images, count, -1)
+        answered = self.network.answer(self._used, flat)
+        if answered.shape[1] != len(self.labels):  # the file need not say how many there will be
+            expected = f"as many outputs as there are labels, {len(self.labels)}"
+            raise UnfitNetwork("labels", expected, str(answered.shape[1]))
+        outputs = answered.reshape(images, count, -1)
         rows: np.ndarray
         match self.spec.preprocess.pool:
             case "logits":
@@ -226,17 +233,18 @@ def load_onnx_file(spec: ModelSpec) -> OnnxModel:
     except SpecError:
         model.close()
         raise
-    # Of the very bytes that were opened, unless model.toml names a digest, which is believed.
-    model.model_id = identify(replace(spec, sha256=spec.sha256 or model.sha256))
+    model.model_id = identify(replace(spec, sha256=model.sha256))
     return model
 
 
 def _compare(spec: ModelSpec, model: OnnxModel) -> None:
-    """See that model.toml says what the file does.
+    """See that model.toml says what the file does, and is about this file.
 
     Raises:
         SpecError: it says something else.
     """
+    if spec.sha256 not in (None, model.sha256):
+        raise SpecError(spec.weights, "", f"the recorded sha256 {spec.sha256}", model.sha256)
     network, crop = model.network, spec.preprocess.crop
     if network.edge not in (None, crop):
         expected = f"{network.edge}, as {spec.weights.name} takes"
