@@ -90,6 +90,23 @@ def make_model(
     return model
 
 
+def any_number_of_outputs(classes: int) -> onnx.ModelProto:
+    """A network whose file does not say how many outputs it has: Compress keeps all of them."""
+    model = make_model(classes=classes)
+    gemm = model.graph.node[-1]
+    gemm.output[0] = "logits"
+    steps = [
+        helper.make_node("ReduceMax", ["logits"], ["most"], axes=[0], keepdims=0),
+        helper.make_node("Greater", ["most", "least"], ["kept"]),
+        helper.make_node("Compress", ["logits", "kept"], ["scores"], axis=1),
+    ]
+    model.graph.node.extend(steps)
+    least = numpy_helper.from_array(np.array(-1e9, np.float32), "least")
+    model.graph.initializer.append(least)
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "k"
+    return model
+
+
 def endless() -> bytes:
     """A Loop that never ends: it is loaded, and the first picture holds it for ever."""
     true = numpy_helper.from_array(np.array(True), "true")

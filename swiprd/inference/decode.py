@@ -103,8 +103,8 @@ def load_image(
 def _decoding(max_pixels: int) -> Iterator[None]:
     """Turn whatever a decoder raises into `BadImage` or `TooLarge`, and silence its warnings."""
     # Pillow looks at this again where a frame or a tile claims a size of its own, and raises
-    # at twice the number.
-    Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2
+    # at twice the number. Put back at the end: this may be part of another program.
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, (max_pixels + 1) // 2
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -119,6 +119,8 @@ def _decoding(max_pixels: int) -> Iterator[None]:
         # On hostile data Pillow raises OSError, SyntaxError, ValueError, struct.error, zlib.error,
         # KeyError, OverflowError and what the next release brings: the list would never be whole.
         raise BadImage(f"cannot be decoded: {_reason(error)}") from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def _reason(error: Exception) -> str:

@@ -29,6 +29,7 @@ from swiprd.folder.spec import IMAGENET_CLASSES, ModelSpec
 from swiprd.folder.toml_table import SpecError
 from swiprd.inference.onnx_network import Network, UnfitNetwork
 from swiprd.inference.onnx_session import NoSession, OnnxSource
+from swiprd.system.log import log
 
 INPUT, OUTPUT = "crops", "outputs"
 """What compiled forms call their input, float32 [n, 3, crop, crop], and their output, [n, labels]:
@@ -95,6 +96,7 @@ class OnnxModel:
             raise
         self._several: tuple[int, Any] | None = None
         self._used = self._alone
+        self._stays_alone = False
 
     @property
     def difference(self) -> float | None:
@@ -106,24 +108,28 @@ class OnnxModel:
         return self.record.outpaced() if self.record is not None else ""
 
     def close(self) -> None:
-        """Close the file. The model answers on, with as many threads as it has had."""
+        """Give the file's copy up. The model answers on, with threads that it has had, or one."""
         self._source.close()
 
     def set_threads(self, threads: int) -> None:
         """Answer with so many threads from now on.
 
         The first time for a number above 1 a session is made, which takes some 50 to 500 ms. Its
-        threads belong to the process that calls: a process that forks must not.
-
-        Raises:
-            NoCompiledForm: the file has been written to since it was opened.
+        threads belong to the process that calls: a process that forks must not. Where none can be
+        made, the log says so once, and one thread answers: no image is to blame for that.
         """
-        if threads == 1:
+        if threads == 1 or self._stays_alone:
             self._used = self._alone
             return
         if self._several is None or self._several[0] != threads:
             self._several = None  # first of all, which ends the threads of one before
-            self._several = threads, self._session(threads)
+            try:
+                self._several = threads, self._session(threads)
+            except NoCompiledForm as error:
+                log.warning("%s; one thread answers in place of %d", error, threads)
+                self._stays_alone = True
+                self._used = self._alone
+                return
         self._used = self._several[1]
 
     def to_device(self, device: str) -> OnnxModel:
@@ -141,10 +147,17 @@ class OnnxModel:
 
         With `log_softmax` the outputs are the logarithms of the probabilities, and softmax is what
         undoes that; see model.py.
+
+        Raises:
+            UnfitNetwork: the network gives another number of outputs than there are labels.
         """
         images, count = crops.shape[:2]
         flat = crops.reshape(images * count, *crops.shape[2:])
-        outputs = self.network.answer(self._used, flat).reshape(images, count, -1)
+        answered = self.network.answer(self._used, flat)
+        if answered.shape[1] != len(self.labels):  # the file need not say how many there will be
+            expected = f"as many outputs as there are labels, {len(self.labels)}"
+            raise UnfitNetwork("labels", expected, str(answered.shape[1]))
+        outputs = answered.reshape(images, count, -1)
         rows: np.ndarray
         match self.spec.preprocess.pool:
             case "logits":
@@ -220,17 +233,18 @@ def load_onnx_file(spec: ModelSpec) -> OnnxModel:
     except SpecError:
         model.close()
         raise
-    # Of the very bytes that were opened, unless model.toml names a digest, which is believed.
-    model.model_id = identify(replace(spec, sha256=spec.sha256 or model.sha256))
+    model.model_id = identify(replace(spec, sha256=model.sha256))
     return model
 
 
 def _compare(spec: ModelSpec, model: OnnxModel) -> None:
-    """See that model.toml says what the file does.
+    """See that model.toml says what the file does, and is about this file.
 
     Raises:
         SpecError: it says something else.
     """
+    if spec.sha256 not in (None, model.sha256):
+        raise SpecError(spec.weights, "", f"the recorded sha256 {spec.sha256}", model.sha256)
     network, crop = model.network, spec.preprocess.crop
     if network.edge not in (None, crop):
         expected = f"{network.edge}, as {spec.weights.name} takes"

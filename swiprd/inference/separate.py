@@ -71,6 +71,7 @@ class Separate:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._told,
+            bufsize=0,  # select() knows nothing of what a buffer holds
             env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},
         )
         assert self._process.stdin is not None
@@ -107,16 +108,13 @@ class Separate:
         Raises:
             SeparateFailed: it could not.
         """
-        size = _SECONDS.size + 4 * self._labels
         try:
-            self._requests.write(np.ascontiguousarray(crops, np.float32).tobytes())
-            self._requests.flush()
+            left = memoryview(np.ascontiguousarray(crops, np.float32).tobytes())
+            while left:
+                left = left[self._requests.write(left) :]
         except BrokenPipeError:
             raise SeparateFailed(self._end()) from None
-        self._wait("an answer")
-        data = self._answers.read(size)
-        if len(data) < size:
-            raise SeparateFailed(self._end())
+        data = self._read(_SECONDS.size + 4 * self._labels, "an answer")
         (seconds,) = _SECONDS.unpack_from(data)
         return np.frombuffer(data, np.float32, offset=_SECONDS.size), seconds
 
@@ -134,6 +132,20 @@ class Separate:
         """
         if not select.select([self._answers], [], [], _PATIENCE)[0]:
             raise SeparateFailed(f"{what} takes onnxruntime more than {_PATIENCE:g} s")
+
+    def _read(self, size: int, what: str) -> bytes:
+        """Read so many bytes, whose pieces may come one by one.
+
+        Raises:
+            SeparateFailed: the process has ended before, or takes too long for one of them.
+        """
+        data = b""
+        while len(data) < size:
+            self._wait(what)
+            if not (part := os.read(self._answers.fileno(), size - len(data))):
+                raise SeparateFailed(self._end())
+            data += part
+        return data
 
     def _end(self) -> str:
         """Wait for a process that has given up; return what it says."""

@@ -17,7 +17,15 @@ from conftest import StartDaemon  # noqa: E402 - they need what may not be there
 from daemonprocess import forkservers  # noqa: E402
 from modelfolders import photo  # noqa: E402
 from onnx import helper  # noqa: E402
-from onnxfiles import EDGE, endless, make_model, make_onnx_folder, rows  # noqa: E402
+from onnxfiles import (  # noqa: E402
+    CLASSES,
+    EDGE,
+    any_number_of_outputs,
+    endless,
+    make_model,
+    make_onnx_folder,
+    rows,
+)
 
 from swiprctl.client import Client  # noqa: E402
 from swiprd.check import check as swiprd_check  # noqa: E402
@@ -132,6 +140,21 @@ def test_one_that_never_answers_is_a_named_failure(
     ).wait_listening()
     reason = daemon.wait_status(lambda s: s["state"] == "loading-failed")["reason"]
     assert "did not answer within 5 s" in reason
+
+
+@pytest.mark.parametrize("classes", [CLASSES - 1, CLASSES + 1])
+def test_another_number_of_outputs_than_labels_is_a_named_failure(
+    start_daemon: StartDaemon, folder: Path, no_torch: dict[str, str], classes: int
+) -> None:
+    (folder / "model.onnx").write_bytes(any_number_of_outputs(classes).SerializeToString())
+    said = f"expected as many outputs as there are labels, {CLASSES}, found {classes}"
+    done = check(folder, no_torch)
+    assert done.returncode == 70
+    assert done.stderr == f"swiprd: {folder}: the network fails: {said}\n"
+    daemon = start_daemon("--engine=auto", model=folder, environment=no_torch).wait_listening()
+    reason = daemon.wait_status(lambda s: s["state"] == "loading-failed")["reason"]
+    assert "no worker answers the canary" in reason
+    assert said in daemon.log.read_text()
 
 
 def check(

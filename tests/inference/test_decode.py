@@ -410,6 +410,14 @@ def test_a_header_that_claims_too_much_is_refused_before_decoding(data: bytes) -
     assert "178956970" in str(caught.value)
 
 
+def test_pillow_has_its_own_limit_back_afterwards() -> None:
+    before = Image.MAX_IMAGE_PIXELS
+    for data in (encoded(picture(40, 30), "PNG"), b"nothing"):
+        with contextlib.suppress(BadImage, TooLarge):
+            decode.decode(data, PLAIN, max_pixels=10_000)
+        assert before == Image.MAX_IMAGE_PIXELS
+
+
 def test_the_limit_of_pixels_is_exact() -> None:
     data = encoded(picture(30, 20), "PNG")
     decode.decode(data, Preprocess(resize=None, crop=8), 600)

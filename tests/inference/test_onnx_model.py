@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -15,13 +16,21 @@ pytest.importorskip("onnxruntime")
 
 from modelfolders import make_module  # noqa: E402 - they need what may not be there
 from onnx import TensorProto, helper  # noqa: E402
-from onnxfiles import CLASSES, EDGE, make_model, make_onnx_folder, rows  # noqa: E402
+from onnxfiles import (  # noqa: E402
+    CLASSES,
+    EDGE,
+    any_number_of_outputs,
+    make_model,
+    make_onnx_folder,
+    rows,
+)
 
 from swiprd.folder.model_id import identify  # noqa: E402
 from swiprd.folder.spec import load_spec  # noqa: E402
 from swiprd.folder.toml_table import SpecError  # noqa: E402
 from swiprd.inference.engines import load_engine  # noqa: E402
 from swiprd.inference.onnx_model import OnnxModel, load_onnx_file  # noqa: E402
+from swiprd.inference.onnx_network import UnfitNetwork  # noqa: E402
 from swiprd.system.messages import Load  # noqa: E402
 
 pytestmark = pytest.mark.timeout(120)
@@ -100,6 +109,34 @@ def test_its_id_is_what_everybody_else_computes(tmp_path: Path) -> None:
     model = load(folder)
     assert model.model_id == identify(load_spec(folder))
     assert model.model_id.startswith("bird@")
+    model.close()
+
+
+def test_another_file_than_the_recorded_one_is_refused(tmp_path: Path) -> None:
+    folder = make_onnx_folder(tmp_path / "m")
+    model = load(folder)
+    model.close()
+    text = (folder / "model.toml").read_text()
+    (folder / "model.toml").write_text(f'sha256 = "{model.sha256}"\n{text}')
+    again = load(folder)
+    again.close()
+    assert again.model_id == model.model_id
+    another = make_model(metadata={"trained": "again"}).SerializeToString()
+    (folder / "model.onnx").write_bytes(another)
+    found = hashlib.sha256(another).hexdigest()
+    expected = f"model.onnx: expected the recorded sha256 {model.sha256}, found {found}"
+    assert refusal(folder) == expected
+
+
+@pytest.mark.parametrize("classes", [CLASSES - 1, CLASSES, CLASSES + 3])
+def test_another_number_of_outputs_than_labels_is_no_answer(tmp_path: Path, classes: int) -> None:
+    model = load(make_onnx_folder(tmp_path / "m", any_number_of_outputs(classes)))
+    if classes == CLASSES:
+        assert model.probabilities(crops(2)).shape == (2, CLASSES)
+    else:
+        said = f"expected as many outputs as there are labels, {CLASSES}, found {classes}"
+        with pytest.raises(UnfitNetwork, match=said):
+            model.probabilities(crops(2))
     model.close()
 
 
@@ -249,11 +286,42 @@ def test_what_torch_exports_answers_as_torch_does_without_it(
     assert np.load(tmp_path / "a.npy") == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_file_that_is_written_to_later_makes_no_session(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [0, 40, 1 << 20])
+def test_what_was_loaded_answers_whatever_is_written_to_the_file(tmp_path: Path, size: int) -> None:
     folder = make_onnx_folder(tmp_path / "m")
     model = load(folder)
-    with (folder / "model.onnx").open("ab") as file:
-        file.write(b"\0")
-    with pytest.raises(Exception, match="has been written to since it was opened"):
-        model.set_threads(2)
+    (folder / "model.onnx").write_bytes(b"\xff" * size)  # in place
+    for threads in (2, 3, 1):
+        model.set_threads(threads)
+        found = model.probabilities(crops(2))
+        assert found == pytest.approx(rows(crops(2)[:, 0]), abs=1e-5)
     model.close()
+
+
+def test_one_thread_answers_where_several_are_not_to_be_had(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = load(make_onnx_folder(tmp_path / "m"))
+    model.close()
+    for threads in (2, 3):
+        model.set_threads(threads)
+        found = model.probabilities(crops(2))
+        assert found == pytest.approx(rows(crops(2)[:, 0]), abs=1e-5)
+    (line,) = caplog.messages
+    assert line == f"{tmp_path}/m/model.onnx: is closed; one thread answers in place of 2"
+
+
+def test_a_network_that_fails_prints_nothing_into_the_log(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = make_model()
+    flatten = next(one for one in model.graph.node if one.op_type == "Flatten")
+    flatten.op_type, flatten.name = "Reshape", "a\n2026-01-01 swiprd: forged \x1b[31m"
+    flatten.input.append("traced")  # fails for two pictures at once
+    one = onnx.numpy_helper.from_array(np.array([1, 12], np.int64), "traced")
+    model.graph.initializer.append(one)
+    loaded = load(make_onnx_folder(tmp_path / "m", model))
+    loaded.probabilities(crops(2))
+    loaded.close()
+    assert loaded.network.batch == 1, "it has failed"
+    assert capfd.readouterr().err == ""

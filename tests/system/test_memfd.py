@@ -7,10 +7,11 @@ import fcntl
 import mmap
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from swiprd.system.memfd import sealed_memfd
+from swiprd.system.memfd import sealed_copy, sealed_memfd
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -32,6 +33,22 @@ def test_it_holds_the_bytes(data: bytes) -> None:
         assert os.pread(descriptor, len(data) + 1, 0) == data
     finally:
         os.close(descriptor)
+
+
+def test_a_copy_holds_what_the_file_did_and_no_more_than_it_may(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(DATA)
+    with (tmp_path / "file").open("rb") as file:
+        copy = sealed_copy(file.fileno(), len(DATA))
+        (tmp_path / "file").write_bytes(b"something else")
+        try:
+            assert os.pread(copy, len(DATA) + 1, 0) == DATA
+            with pytest.raises(PermissionError):
+                os.ftruncate(copy, 1)
+        finally:
+            os.close(copy)
+        with pytest.raises(OSError, match="more than 13 bytes") as caught:
+            sealed_copy(file.fileno(), 13)
+        assert caught.value.errno == errno.EFBIG
 
 
 def map_writable(descriptor: int) -> None:
