@@ -51,6 +51,7 @@ class Probe:
         edge, batch, channels_last, output: as in `Network`.
         labels: how many numbers a picture gets.
         sum_to_one: whether they are probabilities already, by what came out.
+        within_one: whether each that came out is from 0 to 1, as probabilities are.
         version: onnxruntime's.
     """
 
@@ -60,6 +61,7 @@ class Probe:
     output: str
     labels: int
     sum_to_one: bool
+    within_one: bool
     version: str
 
 
@@ -134,6 +136,7 @@ def _try(file: Path, edge: int, output: str | None) -> Probe:
         output=network.output,
         labels=alone.shape[1],
         sum_to_one=sums and alone.shape[1] > 1,
+        within_one=bool((alone >= 0).all() and (alone <= 1 + _ALIKE).all()),
         version=source.version,
     )
 

@@ -20,14 +20,14 @@ from pathlib import Path
 import numpy as np
 
 from swiprd.folder.compiled_record import MOST_DIFFERENCE
-from swiprd.folder.spec import ONNX, Activation, load_spec
+from swiprd.folder.spec import ONNX, load_spec
 from swiprd.folder.toml_table import SpecError
 from swiprd.inference.decode import decode
 from swiprd.inference.onnx_model import NoCompiledForm
 from swiprd.inference.onnx_probe import Probe, ProbeFailed, probe
 from swiprd.inference.proof import others
 from swiprd.inference.separate import Separate, SeparateFailed
-from swiprd.pack import from_onnx, labels, model_toml, onnx_facts, telling, told, writer
+from swiprd.pack import from_onnx, labels, model_toml, onnx_activation, telling, told, writer
 from swiprd.pack.errors import NotProven, NotWeights, Unclear
 from swiprd.pack.hf_config import Config, read_config
 from swiprd.pack.hf_folder import CONFIG, PROCESSOR, Network, find_network
@@ -82,7 +82,13 @@ def pack(folder: Path, options: argparse.Namespace) -> tuple[Answer, str]:
             file, answers = _export(folder, place, request)
         with whole(file) as one:
             found = _probe(network.file, one, recipe, named)
-            activation, why = _at_the_end(one, found, options, activation, why)
+            activation, why = onnx_activation.choose(
+                one.contents,
+                found,
+                told.activation(options),
+                (activation, why),
+                asks=network.kind == "onnx",  # transformers' own networks give none
+            )
             one.opened.seek(0)
             with (place / _FILE).open("wb") as target:
                 shutil.copyfileobj(one.opened, target)
@@ -212,16 +218,6 @@ def _probe(file: Path, one: Whole, recipe: Recipe, named: Named) -> Probe:
             f"{file}: gives {found.labels} outputs, and {CONFIG} names {named.count()}"
         )
     return found
-
-
-def _at_the_end(
-    one: Whole, found: Probe, options: argparse.Namespace, activation: Activation, why: str
-) -> tuple[Activation, str]:
-    """Return the activation, which may be in the network already, and why."""
-    ends = onnx_facts.ends_in(one.contents, found.output)
-    if ends is None or told.activation(options) is not None:
-        return activation, why
-    return ends
 
 
 def difference(place: Path, folder: Path, answers: Answers) -> float:

@@ -29,6 +29,7 @@ from hubfolders import (
     saved_folder,
     write,
 )
+from onnx import helper
 from onnxfiles import EDGE, make_model, rows
 from PIL import Image
 
@@ -272,6 +273,26 @@ def test_a_network_that_ends_in_its_activation(tmp_path: Path, pack: Run) -> Non
     assert "activation   none (the file ends in Softmax" in pack()
     crops = [decode(one.read_bytes(), load_spec(tmp_path / "out").preprocess) for one in PHOTOS]
     assert np.abs(np.array(answers(tmp_path / "out")) - rows(np.concatenate(crops))).max() < 1e-5
+
+
+def test_no_activation_is_applied_to_probabilities(tmp_path: Path, pack: Run) -> None:
+    folder = optimum_folder(tmp_path / "in")
+    network = make_model(last="Softmax")
+    (folder / "model.onnx").write_bytes(network.SerializeToString())
+    assert pack("--multi-label", status=64).startswith("--multi-label: the file ends in Softmax")
+    network.graph.node[-1].op_type = "LogSoftmax"
+    network.graph.node[-1].output[0] = "logarithms"
+    network.graph.node.append(helper.make_node("Exp", ["logarithms"], ["scores"]))
+    (folder / "model.onnx").write_bytes(network.SerializeToString())
+    assert "activation   none (what comes out are probabilities already" in pack()
+    crops = [decode(one.read_bytes(), load_spec(tmp_path / "out").preprocess) for one in PHOTOS]
+    assert np.abs(np.array(answers(tmp_path / "out")) - rows(np.concatenate(crops))).max() < 1e-5
+    shutil.rmtree(tmp_path / "out")
+    network.graph.node[-2].op_type = "Sigmoid"
+    network.graph.node[-1].op_type = "Clip"
+    network.graph.node[-1].input.extend(["", ""])
+    (folder / "model.onnx").write_bytes(network.SerializeToString())
+    assert pack(status=64).startswith("--activation: are these probabilities already?")
 
 
 def test_the_command_line_wins(tmp_path: Path, pack: Run) -> None:

@@ -23,6 +23,7 @@ from onnx import helper  # noqa: E402
 from onnxfiles import CLASSES, EDGE, endless, make_model, rows  # noqa: E402
 
 from swiprd.__main__ import main  # noqa: E402
+from swiprd.folder.onnx_file import inspect  # noqa: E402
 from swiprd.folder.spec import load_spec  # noqa: E402
 from swiprd.inference.decode import decode  # noqa: E402
 from swiprd.inference.onnx_model import load_onnx_file  # noqa: E402
@@ -225,6 +226,57 @@ def test_an_activation_is_not_done_twice(pack: Pack) -> None:
         "--multi-label: the file ends in Sigmoid: what comes out are probabilities: leave"
         " --multi-label out"
     )
+
+
+@pytest.mark.parametrize("option", [("--activation", "log_softmax"), ("--activation", "softmax")])
+def test_no_activation_goes_on_top_of_softmax(pack: Pack, option: tuple[str, str]) -> None:
+    said = pack.refused(make_model(last="Softmax"), *LABELS, *option)
+    assert said == (
+        "--activation: the file ends in Softmax: what comes out are probabilities: leave"
+        " --activation out"
+    )
+    assert pack(make_model(last="Softmax"), *LABELS, "--activation", "none") == 0
+
+
+def test_probabilities_by_an_end_that_is_not_recognised(pack: Pack) -> None:
+    model = ending("LogSoftmax", "Exp")
+    assert "probabilities already" in pack.refused(model, *LABELS, "--multi-label")
+    assert pack(model, *LABELS) == 0
+    assert pack.toml["activation"] == "none"
+
+
+def test_answers_that_may_be_probabilities_are_asked_about(pack: Pack) -> None:
+    model = ending("Neg", "Softplus", "Neg", "Exp")  # a sigmoid, as 1 / (1 + exp(-x))
+    said = pack.refused(model, *LABELS)
+    assert said.startswith("--activation: are these probabilities already? Every answer to the")
+    assert said.endswith("--activation none if they are; else --activation softmax")
+    assert pack(model, *LABELS, "--activation", "none") == 0
+
+
+@pytest.mark.parametrize("domain", ["own", ""])
+def test_a_function_that_is_only_called_softmax(domain: str) -> None:
+    """Whatever the runtime thinks of one in the standard's own domain."""
+    model = make_model(last="Softmax")
+    model.graph.node[-1].domain = domain
+    found = inspect(softmax_of(model, domain))
+    assert onnx_facts.ends_in(found, "scores") is None
+
+
+def softmax_of(model: Any, domain: str) -> bytes:
+    """Give the file a function of its own by that name, which does nothing."""
+    nodes = [helper.make_node("Identity", ["x"], ["y"])]
+    imports = [helper.make_opsetid("", 17)]
+    model.functions.append(helper.make_function(domain, "Softmax", ["x"], ["y"], nodes, imports))
+    return bytes(model.SerializeToString())
+
+
+def ending(*operators: str) -> Any:
+    """A classifier that ends in these, one after the other."""
+    model = make_model(last=operators[0])
+    for number, name in enumerate(operators[1:]):
+        model.graph.node[-1].output[0] = f"step{number}"
+        model.graph.node.append(helper.make_node(name, [f"step{number}"], ["scores"]))
+    return model
 
 
 def test_the_output_that_counts(pack: Pack) -> None:
