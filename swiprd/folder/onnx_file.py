@@ -200,7 +200,8 @@ class _Walk:
                     if key == "location":
                         name = text
                 case 14, int():  # data_location
-                    external = external or value == _EXTERNAL
+                    # An enumeration: protobuf reads 32 bits of it, whatever is written.
+                    external = external or value & 0xFFFFFFFF == _EXTERNAL
             if size > _LARGEST:
                 raise BadOnnx("damaged: it claims a tensor that no memory can hold")
         self.found.parameters += size

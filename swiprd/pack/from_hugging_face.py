@@ -42,6 +42,7 @@ from swiprd.pack.writer import Entry
 _FILE = "model.onnx"
 _WORKSPACE = ".export"
 _LONGEST = 400  # characters of a reason
+_PATIENCE = 900.0  # seconds for an export; the largest classifiers of transformers take some 60
 
 
 def pack(folder: Path, options: argparse.Namespace) -> tuple[Answer, str]:
@@ -180,16 +181,24 @@ def _export(folder: Path, place: Path, request: Request) -> tuple[Path, Answers]
     workspace = place / _WORKSPACE
     workspace.mkdir(mode=0o700)
     program = [sys.executable, "-P", "-m", "swiprd.pack.hf_export"]
-    done = subprocess.run(
-        [*program, folder.absolute(), workspace, str(os.getpid())],
-        input=request.to_json() + b"\n",
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [*program, folder.absolute(), workspace, str(os.getpid())],
+            input=request.to_json() + b"\n",
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=_PATIENCE,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise NotWeights(
+            f"{folder}: exporting it takes more than {_PATIENCE:g} s: is the network that {CONFIG}"
+            " describes the one of these weights?"
+        ) from None
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
-        raise NotProven(f"{folder}: the process that exports it was ended by {name}")
+        why = ", as the kernel does where memory runs out" if name == "SIGKILL" else ""
+        raise NotProven(f"{folder}: the process that exports it was ended by {name}{why}")
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         reason = lines[-1] if lines else f"exporting it ended with status {done.returncode}"

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -557,6 +558,47 @@ def test_an_export_that_answers_otherwise(tmp_path: Path, pack: Run) -> None:
     told.rows[7, 2] = np.nan
     with pytest.raises(NotProven, match="differs from transformers by nan"):
         from_hugging_face.difference(tmp_path / "out", folder, told)
+
+
+def stand_in(folder: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the export, which is a process of its own, import this as transformers."""
+    (folder / "first").mkdir()
+    (folder / "first" / "transformers.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder / "first"), *sys.path]))
+    network = optimum_folder(folder / "in") / "model.onnx"
+    network.rename(network.with_name("model.safetensors"))
+
+
+@pytest.mark.skipif(find_spec("transformers") is None, reason="transformers is not installed")
+def test_an_export_without_end_is_given_up(
+    tmp_path: Path, pack: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(tmp_path, "import threading; threading.Event().wait()", monkeypatch)
+    monkeypatch.setattr(from_hugging_face, "_PATIENCE", 4.0)
+    said = "exporting it takes more than 4 s: is the network that config.json describes the one of"
+    assert pack(status=65).startswith(f"{tmp_path}/in: {said}")
+
+
+@pytest.mark.skipif(find_spec("transformers") is None, reason="transformers is not installed")
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("bytearray(1 << 60)", "exporting it takes more memory than there is"),
+        (
+            "import os, resource\n"
+            "limit = resource.getrlimit(resource.RLIMIT_DATA)[1]\n"
+            "there = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')\n"
+            "score = int(open('/proc/self/oom_score_adj').read())\n"
+            "raise ImportError(f'{0 < limit < 2 * there} {score > 0}')",
+            "transformers cannot be imported: True True",
+        ),
+    ],
+)
+def test_an_export_is_bounded_in_memory(
+    tmp_path: Path, pack: Run, monkeypatch: pytest.MonkeyPatch, code: str, said: str
+) -> None:
+    stand_in(tmp_path, code, monkeypatch)
+    assert pack(status=65) == f"{tmp_path}/in: {said}"
 
 
 @pytest.mark.long

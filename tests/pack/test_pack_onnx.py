@@ -398,6 +398,36 @@ def test_hostile_and_damaged_files_end_in_one_line(
     assert str(pack.file) in pack.err
 
 
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        (("n", 3, 6000, 6000), "it takes pictures of 6000 pixels only, and 4096 are the most"),
+        (("n", 6000, 6000, 3), "it takes pictures of 6000 pixels only, and 4096 are the most"),
+        ((100_000, 3, EDGE, EDGE), "it takes 100000 pictures at once only, and 256 are the most"),
+    ],
+)
+def test_sizes_that_are_never_served_are_not_tried(
+    pack: Pack, shape: tuple[int | str, ...], said: str
+) -> None:
+    assert pack.refused(make_model(shape), *LABELS).startswith(said)
+
+
+def test_the_size_in_proportion_is_one_that_can_be_served() -> None:
+    found = onnx_facts.recipe(onnx_facts.OnnxFile(), edge=4000, channels_last=False, crop=None)
+    assert (found.preprocess.resize, found.preprocess.crop) == (4096, 4000)
+
+
+def test_a_tensor_without_the_name_of_its_file(pack: Pack) -> None:
+    """And with a data_location of more bits than protobuf reads: 2^32 + 1 is EXTERNAL."""
+    model = put_elsewhere(make_model(), pack.file.parent, "w.bin")
+    lost = onnx.TensorProto(name="lost", data_type=1, dims=[1], raw_data=bytes(4))
+    tensor = lost.SerializeToString() + b"\x70\x81\x80\x80\x80\x10"
+    graph = b"\x2a" + bytes([len(tensor)]) + tensor  # merged with the one that is there
+    data = model.SerializeToString() + b"\x3a" + bytes([len(graph)]) + graph
+    assert "" in inspect(data).external
+    assert "has tensors in ''" in pack.refused(data, *LABELS)
+
+
 def test_a_process_that_dies_is_named(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a file may bring it about that has found a fault in onnxruntime."""
     first = pack.file.parent / "first"
