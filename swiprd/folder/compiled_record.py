@@ -28,6 +28,12 @@ from swiprd.folder.toml_table import SpecError, read
 COMPILED = "compiled.onnx"
 RECORD = "compiled.toml"
 
+FAILED = "failed.txt"
+"""In the cache, in place of a form that could not be made: the reason."""
+
+LIBRARIES = ("torch", "onnx", "onnxruntime")
+"""What makes a form and proves it."""
+
 FORMAT = 1
 """Of the record, and of what a compiled form's inputs and outputs are. No other one is read."""
 
@@ -106,6 +112,11 @@ def load_record(directory: Path) -> CompiledRecord | None:
         return None
 
 
+def is_there(directory: Path) -> bool:
+    """Whether there is anything of a compiled form, fit to be used or not."""
+    return any(os.path.lexists(directory / name) for name in (COMPILED, RECORD))
+
+
 def write_record(record: CompiledRecord) -> None:
     """Write compiled.toml, whole or not at all.
 
@@ -157,7 +168,7 @@ def is_current(
     except SpecError as error:
         return str(error)
     if digest_answers(spec, weights) != record.digest:
-        return f"{record.file} was made from other weights or another model.toml"
+        return f"{record.file} was made from other weights, other labels or another model.toml"
     return ""
 
 

@@ -44,6 +44,7 @@ class OnnxFile:
         producer: the name and version of the program that wrote it.
         parameters: values of all tensors in the file together.
         makers: for each value of the main graph, the operator that makes it, and what that takes.
+            An operator that is not the standard's has its domain before it: "own.Softmax".
         external: names of the files that tensors are in; none where all are in this one.
     """
 
@@ -77,6 +78,7 @@ def inspect(data: bytes | mmap) -> OnnxFile:
             f"{more}. Export the network again with standard operators alone, not optimised or"
             " quantised for one runtime"
         )
+    walk.name_makers()
     if not walk.graphs:
         raise BadOnnx("not an ONNX file: there is no graph in it")
     return walk.found
@@ -92,6 +94,14 @@ class _Walk:
         self.graphs = 0
         self.operators: set[tuple[str, str]] = set()
         self.functions: set[tuple[str, str]] = set()
+        self._makers: dict[str, tuple[str, str, list[str]]] = {}
+
+    def name_makers(self) -> None:
+        """Name what makes each value, once all functions are known: they may come last."""
+        for value, (domain, name, takes) in self._makers.items():
+            own = {(domain, name), ("", name), ("ai.onnx", name)} & self.functions
+            standard = domain in ("", "ai.onnx") and not own
+            self.found.makers[value] = (name if standard else f"{domain}.{name}", takes)
 
     def model(self) -> None:
         names = ["", ""]
@@ -154,7 +164,7 @@ class _Walk:
                     self._attribute(value, depth + 1)
         self.operators.add((domain, name))
         if main:
-            self.found.makers.update(dict.fromkeys(gives, (name, takes)))
+            self._makers.update(dict.fromkeys(gives, (domain, name, takes)))
 
     def _attribute(self, span: tuple[int, int], depth: int) -> None:
         for number, value in self._fields(span, depth):
@@ -190,7 +200,8 @@ class _Walk:
                     if key == "location":
                         name = text
                 case 14, int():  # data_location
-                    external = external or value == _EXTERNAL
+                    # An enumeration: protobuf reads 32 bits of it, whatever is written.
+                    external = external or value & 0xFFFFFFFF == _EXTERNAL
             if size > _LARGEST:
                 raise BadOnnx("damaged: it claims a tensor that no memory can hold")
         self.found.parameters += size

@@ -6,9 +6,10 @@ takes two seconds, and two hundred megabytes.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
-from swiprd.folder.compiled_record import load_record
+from swiprd.folder.compiled_record import FAILED, LIBRARIES, is_there, load_record
 from swiprd.folder.spec import ModelSpec
 from swiprd.folder.toml_table import SpecError
 from swiprd.inference.engine import Engine
@@ -59,7 +60,8 @@ def _load_onnx_file(spec: ModelSpec, wanted: str, device: str) -> OnnxModel:
 def _compiled(spec: ModelSpec, cached: str, *, at_any_speed: bool) -> OnnxModel | str:
     """Load the compiled form from the model's folder or the cache; or say why there is none."""
     why = []
-    for directory in (spec.folder, *([Path(cached)] if cached else [])):
+    directories = (spec.folder, *([Path(cached)] if cached else []))
+    for directory in filter(is_there, directories):
         record = load_record(directory)
         if record is not None and not at_any_speed and (slower := record.outpaced()):
             why.append(slower)  # onnxruntime is not even imported: not everywhere beside torch
@@ -68,7 +70,22 @@ def _compiled(spec: ModelSpec, cached: str, *, at_any_speed: bool) -> OnnxModel 
             return load_onnx(spec, directory)
         except NoCompiledForm as error:
             why.append(str(error))
-    return "; ".join(why)
+    return "; ".join(why) or _none_yet(spec, cached, at_any_speed)
+
+
+def _none_yet(spec: ModelSpec, cached: str, demanded: bool) -> str:
+    """Say that there is no compiled form, and what the daemon does about it (pool/compiler.py)."""
+    if spec.carries_code:
+        return "a program has no compiled form: it is served as it is"
+    if demanded:  # nothing serves until there is one
+        return "none: 'swiprd pack' makes one, and so does a daemon with engine = \"auto\""
+    if missing := [one for one in LIBRARIES if find_spec(one) is None]:
+        return f"there is no compiled form, and without {missing[0]} none can be made"
+    if not cached:
+        return "there is no compiled form; 'swiprd pack' makes one"
+    if (Path(cached) / FAILED).exists():
+        return f"there is no compiled form: it could not be made; {cached}/{FAILED} says why"
+    return "there is no compiled form yet: one is made in quiet time"
 
 
 def _load_torch(spec: ModelSpec, device: str) -> tuple[Engine, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from importlib.util import find_spec
 import torch
 
 from swiprd.folder.canary import CANARY_LIMITS
-from swiprd.folder.compiled_record import COMPILED, MOST_DIFFERENCE, RECORD
+from swiprd.folder.compiled_record import COMPILED, MOST_DIFFERENCE, RECORD, is_there
 from swiprd.folder.spec import ModelSpec
 from swiprd.folder.toml_table import SpecError
 from swiprd.inference import decode, model
@@ -23,8 +22,8 @@ from swiprd.inference.separate import Separate, SeparateFailed
 from swiprd.system.reason import first_line
 
 _MEND = (
-    "torch serves. 'swiprd pack' makes the form again, and so does a daemon once"
-    f" {COMPILED} and {RECORD} are deleted"
+    "torch serves. 'swiprd pack' makes the form again, and a daemon makes one of its own in quiet"
+    " time"
 )
 
 
@@ -125,11 +124,10 @@ def _choose(loaded: LoadedModel, device: str, ends: ExitStack) -> _Engine:
         raise SpecError(spec.file, "engine", "torch or auto with the device cuda", '"onnx"')
     if spec.engine == "auto" and loaded.device == "cuda":
         return _Engine(told="torch (on a GPU)")
-    there = any(os.path.lexists(spec.folder / name) for name in (COMPILED, RECORD))
     missing = [one for one in ("onnxruntime", "onnx") if find_spec(one) is None]
     if spec.engine == "auto" and "onnxruntime" in missing:
         return _Engine(told="torch (onnxruntime is not installed)")
-    if spec.engine == "auto" and not there:
+    if spec.engine == "auto" and not is_there(spec.folder):
         why = "onnx is not installed" if missing else "until a daemon has compiled it"
         return _Engine(told=f"torch ({why})")
     try:

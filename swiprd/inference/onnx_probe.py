@@ -28,6 +28,8 @@ from swiprd.system.reason import first_line
 _PATIENCE = 300.0  # seconds for all of it
 _PICTURES = 3  # at once, and each by itself
 _ALIKE = 1e-4  # how far answers may differ by the company that pictures are in
+_MOST_EDGE = 4096  # pixels: model.toml takes no more
+_MOST_BATCH = 256  # pictures that a file may demand at once: each is answered with that many
 _UNFIT = "unfit "  # begins a line about model.toml's key
 
 
@@ -51,6 +53,7 @@ class Probe:
         edge, batch, channels_last, output: as in `Network`.
         labels: how many numbers a picture gets.
         sum_to_one: whether they are probabilities already, by what came out.
+        within_one: whether each that came out is from 0 to 1, as probabilities are.
         version: onnxruntime's.
     """
 
@@ -60,6 +63,7 @@ class Probe:
     output: str
     labels: int
     sum_to_one: bool
+    within_one: bool
     version: str
 
 
@@ -108,6 +112,7 @@ def _try(file: Path, edge: int, output: str | None) -> Probe:
     session = source.session(1)
     source.close()
     network = Network(session, output, may_split=True)
+    _check_sizes(network)
     edge = network.edge or edge
     rng = np.random.default_rng(0)
     pictures = rng.normal(0, 1, (_PICTURES, 3, edge, edge)).astype(np.float32)
@@ -134,8 +139,26 @@ def _try(file: Path, edge: int, output: str | None) -> Probe:
         output=network.output,
         labels=alone.shape[1],
         sum_to_one=sums and alone.shape[1] > 1,
+        within_one=bool((alone >= 0).all() and (alone <= 1 + _ALIKE).all()),
         version=source.version,
     )
+
+
+def _check_sizes(network: Network) -> None:
+    """See that pictures of the network's own sizes can be served, before one is made.
+
+    Raises:
+        ProbeFailed: they cannot.
+    """
+    if (network.edge or 0) > _MOST_EDGE:
+        raise ProbeFailed(
+            f"it takes pictures of {network.edge} pixels only, and {_MOST_EDGE} are the most"
+        )
+    if (network.batch or 0) > _MOST_BATCH:
+        raise ProbeFailed(
+            f"it takes {network.batch} pictures at once only, and {_MOST_BATCH} are the most:"
+            " export it for a batch of any size, or of one"
+        )
 
 
 def main(arguments: list[str]) -> int:

@@ -20,14 +20,14 @@ from pathlib import Path
 import numpy as np
 
 from swiprd.folder.compiled_record import MOST_DIFFERENCE
-from swiprd.folder.spec import ONNX, Activation, load_spec
+from swiprd.folder.spec import ONNX, load_spec
 from swiprd.folder.toml_table import SpecError
 from swiprd.inference.decode import decode
 from swiprd.inference.onnx_model import NoCompiledForm
 from swiprd.inference.onnx_probe import Probe, ProbeFailed, probe
 from swiprd.inference.proof import others
 from swiprd.inference.separate import Separate, SeparateFailed
-from swiprd.pack import from_onnx, labels, model_toml, onnx_facts, telling, told, writer
+from swiprd.pack import from_onnx, labels, model_toml, onnx_activation, telling, told, writer
 from swiprd.pack.errors import NotProven, NotWeights, Unclear
 from swiprd.pack.hf_config import Config, read_config
 from swiprd.pack.hf_folder import CONFIG, PROCESSOR, Network, find_network
@@ -42,6 +42,7 @@ from swiprd.pack.writer import Entry
 _FILE = "model.onnx"
 _WORKSPACE = ".export"
 _LONGEST = 400  # characters of a reason
+_PATIENCE = 900.0  # seconds for an export; the largest classifiers of transformers take some 60
 
 
 def pack(folder: Path, options: argparse.Namespace) -> tuple[Answer, str]:
@@ -82,7 +83,13 @@ def pack(folder: Path, options: argparse.Namespace) -> tuple[Answer, str]:
             file, answers = _export(folder, place, request)
         with whole(file) as one:
             found = _probe(network.file, one, recipe, named)
-            activation, why = _at_the_end(one, found, options, activation, why)
+            activation, why = onnx_activation.choose(
+                one.contents,
+                found,
+                told.activation(options),
+                (activation, why),
+                asks=network.kind == "onnx",  # transformers' own networks give none
+            )
             one.opened.seek(0)
             with (place / _FILE).open("wb") as target:
                 shutil.copyfileobj(one.opened, target)
@@ -174,16 +181,24 @@ def _export(folder: Path, place: Path, request: Request) -> tuple[Path, Answers]
     workspace = place / _WORKSPACE
     workspace.mkdir(mode=0o700)
     program = [sys.executable, "-P", "-m", "swiprd.pack.hf_export"]
-    done = subprocess.run(
-        [*program, folder.absolute(), workspace, str(os.getpid())],
-        input=request.to_json() + b"\n",
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [*program, folder.absolute(), workspace, str(os.getpid())],
+            input=request.to_json() + b"\n",
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=_PATIENCE,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise NotWeights(
+            f"{folder}: exporting it takes more than {_PATIENCE:g} s: is the network that {CONFIG}"
+            " describes the one of these weights?"
+        ) from None
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
-        raise NotProven(f"{folder}: the process that exports it was ended by {name}")
+        why = ", as the kernel does where memory runs out" if name == "SIGKILL" else ""
+        raise NotProven(f"{folder}: the process that exports it was ended by {name}{why}")
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         reason = lines[-1] if lines else f"exporting it ended with status {done.returncode}"
@@ -212,16 +227,6 @@ def _probe(file: Path, one: Whole, recipe: Recipe, named: Named) -> Probe:
             f"{file}: gives {found.labels} outputs, and {CONFIG} names {named.count()}"
         )
     return found
-
-
-def _at_the_end(
-    one: Whole, found: Probe, options: argparse.Namespace, activation: Activation, why: str
-) -> tuple[Activation, str]:
-    """Return the activation, which may be in the network already, and why."""
-    ends = onnx_facts.ends_in(one.contents, found.output)
-    if ends is None or told.activation(options) is not None:
-        return activation, why
-    return ends
 
 
 def difference(place: Path, folder: Path, answers: Answers) -> float:

@@ -23,9 +23,10 @@ from swiprd.inference import decode
 from swiprd.inference.onnx_model import NoCompiledForm
 from swiprd.inference.onnx_probe import Probe, ProbeFailed, probe
 from swiprd.inference.separate import Separate, SeparateFailed
-from swiprd.pack import labels, model_toml, onnx_facts, telling, told, writer
+from swiprd.pack import labels, model_toml, onnx_activation, onnx_facts, telling, told, writer
 from swiprd.pack.errors import NotProven, NotWeights, Unclear
 from swiprd.pack.labels import IMAGENET, Named
+from swiprd.pack.onnx_activation import Reasoned
 from swiprd.pack.onnx_whole import Whole, whole
 from swiprd.pack.trial import Answer, picture
 from swiprd.pack.writer import Entry
@@ -126,17 +127,13 @@ def _activation(
     Raises:
         Unclear: they are, and the command line would have it done again.
     """
-    given = told.activation(options)
-    ends = onnx_facts.ends_in(contents, found.output)
-    if given is not None and ends is not None and given[0] in ("softmax", "sigmoid"):
-        raise Unclear(f"{given[1]}: {ends[1]}: leave {given[1]} out")
-    if given or ends:
-        return given or ends or ("none", "")
-    if found.sum_to_one:
-        return "none", "what comes out are probabilities already"
     if found.labels == 1:
-        return "sigmoid", "a single output"
-    return "softmax", "assumed; --multi-label where a picture can have several labels"
+        otherwise: Reasoned = ("sigmoid", "a single output")
+    else:
+        several = "--multi-label where a picture can have several labels"
+        otherwise = ("softmax", f"assumed; {several}")
+    given = told.activation(options)
+    return onnx_activation.choose(contents, found, given, otherwise, asks=True)
 
 
 def _labels(

@@ -2,8 +2,9 @@
 
     python -P -m swiprd.pack.hf_export FOLDER OUT PARENT < REQUEST
 
-A process of its own, which leaves with all that it has imported, and with its parent. REQUEST is
-a line of JSON (`Request`). Writes network.onnx and answers.json (`Answers`) into OUT, a directory
+A process of its own, which leaves with all that it has imported, and with its parent; config.json
+may tell of a network of any size, so it may have no more memory than there is. REQUEST is a line of
+JSON (`Request`). Writes network.onnx and answers.json (`Answers`) into OUT, a directory
 that is there and its caller's alone. Reads safetensors alone, runs no code from the folder and
 opens no connection: transformers is told to before it is imported, and where to keep what it would
 cache. Exits with 0, or with 1 and a line on standard error that says why.
@@ -32,6 +33,7 @@ from swiprd.inference.proof import others
 from swiprd.inference.torchvision_import import import_torchvision
 from swiprd.pack.hf_request import NETWORK, Answers, Request
 from swiprd.system.kernel import die_with_parent
+from swiprd.system.proc import bound_own_memory, offer_to_the_oom_killer
 from swiprd.system.reason import first_line
 
 _OPSETS = (17, 18)  # as inference/compile.py has it; and one more, which a few networks need
@@ -239,12 +241,17 @@ def main(arguments: list[str]) -> int:
     """Run for the command line; return the exit status."""
     folder, out = map(Path, arguments[:2])
     die_with_parent(int(arguments[2]))
+    offer_to_the_oom_killer()
+    bound_own_memory(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     warnings.simplefilter("ignore")  # of tracing, and of the exporter's age: they fill a page
     logging.disable(logging.WARNING)
     try:
         export(folder, out, Request.from_json(sys.stdin.buffer.readline()))
     except (CannotExport, OSError) as error:
         print(first_line(error, 1000), file=sys.stderr)
+        return 1
+    except MemoryError:
+        print("exporting it takes more memory than there is", file=sys.stderr)
         return 1
     return 0
 

@@ -13,6 +13,7 @@ from typing import Any
 from swiprd.folder.onnx_file import OnnxFile
 from swiprd.folder.spec import Activation, Preprocess
 from swiprd.pack.labels import Named, beside
+from swiprd.pack.options import LARGEST
 from swiprd.pack.told import Recipe, plain
 
 KERAS_VALUES = (
@@ -104,7 +105,7 @@ def recipe(
             " last",
         )
     usual = plain("torchvision evaluates most models; assumed")
-    resize = round(256 * size / 224)
+    resize = min(LARGEST, round(256 * size / 224))
     if size == usual.preprocess.crop:
         return usual
     return Recipe(preprocess=Preprocess(resize=resize, crop=size), source=usual.source)

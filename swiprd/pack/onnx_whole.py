@@ -139,7 +139,9 @@ def _fill(file: Path, tensor: Any, data: dict[str, bytes]) -> None:
     said = {one.key: one.value for one in tensor.external_data}
     if not said and not tensor.data_location:
         return
-    held = data[said.get("location", "")]
+    held = data.get(said.get("location", ""))
+    if held is None:
+        raise NotWeights(f"{file}: damaged: {tensor.name[:60]!r} does not say which file it is in")
     start, size = (said.get(key, "0") or "0" for key in ("offset", "length"))
     # Not too many digits: Python reads only so many.
     if not all(one.isascii() and one.isdigit() and len(one) < 20 for one in (start, size)):

@@ -22,16 +22,14 @@ from importlib import metadata, util
 from pathlib import Path
 
 from swiprd.config import Settings
-from swiprd.folder.compiled_record import load_record
+from swiprd.folder.compiled_record import FAILED, LIBRARIES, load_record
 from swiprd.folder.spec import ModelSpec
 from swiprd.pool.forkserver_process import ENVIRONMENT
 from swiprd.system.log import log
 
-_LIBRARIES = ("torch", "onnx", "onnxruntime")
 _PATIENCE = 900.0  # seconds for each of the two processes
 _POLL = 0.5  # seconds between looks whether the daemon is quiet
 _KEPT = 30 * 86400.0  # seconds that a form of the same model stays which nobody has used
-_FAILED = "failed.txt"  # in place of a form that could not be made: the reason
 _LONGEST = 300  # characters of a reason
 
 
@@ -42,7 +40,7 @@ def compiled_directory(settings: Settings, spec: ModelSpec) -> Path | None:
         stat = spec.weights.stat()
     except OSError:
         return None
-    digest.update(repr((stat.st_size, stat.st_mtime_ns, *map(_version, _LIBRARIES))).encode())
+    digest.update(repr((stat.st_size, stat.st_mtime_ns, *map(_version, LIBRARIES))).encode())
     assert settings.cache is not None
     return settings.cache / "compiled" / f"{spec.name}-{digest.hexdigest()[:16]}"
 
@@ -62,7 +60,7 @@ class Compiler:
     async def make(self, spec: ModelSpec) -> bool:
         """Make the form of a model that torch serves; return whether there is a new one."""
         directory = compiled_directory(self._settings, spec)
-        if directory is None or directory in self._tried or (directory / _FAILED).exists():
+        if directory is None or directory in self._tried or (directory / FAILED).exists():
             return False
         wanted = spec.engine if self._settings.engine == "auto" else self._settings.engine
         if wanted == "torch" or spec.carries_code:
@@ -71,7 +69,7 @@ class Compiler:
         if made is not None and made.outpaced():
             return False  # torch serves because it is faster, not because there is none
         self._tried.add(directory)
-        if any(util.find_spec(library) is None for library in _LIBRARIES):
+        if any(util.find_spec(library) is None for library in LIBRARIES):
             return False
         while not self._quiet():
             await asyncio.sleep(_POLL)
@@ -100,7 +98,7 @@ class Compiler:
                 if status < 0:
                     return reason  # somebody killed it: that says nothing of the model
                 if status:
-                    (new / _FAILED).write_text(reason)
+                    (new / FAILED).write_text(reason)
                     break
                 reason = ""
             if directory.exists():

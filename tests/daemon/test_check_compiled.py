@@ -35,8 +35,8 @@ pytestmark = pytest.mark.timeout(120)
 torch.set_num_threads(1)
 
 MEND = (
-    "torch serves. 'swiprd pack' makes the form again, and so does a daemon once compiled.onnx and"
-    " compiled.toml are deleted"
+    "torch serves. 'swiprd pack' makes the form again, and a daemon makes one of its own in quiet"
+    " time"
 )
 
 
@@ -138,7 +138,17 @@ def damage(folder: Path) -> str:
 def edit(folder: Path) -> str:
     with (folder / "model.toml").open("a") as file:
         file.write("[preprocess]\nresize = 255\n")
-    return f"{folder / COMPILED} was made from other weights or another model.toml"
+    return edited(folder)
+
+
+def edited(folder: Path) -> str:
+    return f"{folder / COMPILED} was made from other weights, other labels or another model.toml"
+
+
+def rename(folder: Path) -> str:
+    labels = (folder / "labels.txt").read_text().splitlines()
+    (folder / "labels.txt").write_text("\n".join(["another name", *labels[1:]]) + "\n")
+    return edited(folder)
 
 
 def forget(folder: Path) -> str:
@@ -152,7 +162,7 @@ def nonsense(folder: Path) -> str:
     return f"{folder / COMPILED}: cannot be read: no regular file"
 
 
-@pytest.mark.parametrize("spoil", [damage, edit, forget, nonsense])
+@pytest.mark.parametrize("spoil", [damage, edit, rename, forget, nonsense])
 def test_one_that_cannot_serve_is_named(
     folder: Path, check: Check, spoil: Callable[[Path], str]
 ) -> None:

@@ -89,7 +89,10 @@ def test_the_compiled_form_takes_over_and_is_there_at_the_next_start(
     daemon = start().wait_ready()
     with Client(str(daemon.path)) as client:
         before = client.predict(photos[0])
-        assert client.model()["engine"] == "torch"
+        model = client.model()
+        assert model["engine"] == "torch"
+        yet = "there is no compiled form yet: one is made in quiet time"
+        assert model["engine_note"] == yet
     wait_for_onnx(daemon)
     with Client(str(daemon.path)) as client:
         after = client.predict(photos[0])
@@ -158,7 +161,8 @@ def test_torch_is_left_alone_where_it_is_demanded(
 def test_onnx_that_is_demanded_and_not_there_is_a_named_failure(start: Start) -> None:
     daemon = start("onnx").wait_listening()
     status = daemon.wait_status(lambda s: s["state"] == "loading-failed")
-    assert "engine: expected a compiled form that can serve" in status["reason"]
+    expected = "engine: expected a compiled form that can serve, found none: 'swiprd pack' makes"
+    assert expected in status["reason"]
 
 
 def test_a_form_in_the_folder_is_served(start: Start, folder: Path, compiled: Find) -> None:

@@ -374,10 +374,10 @@ def test_torch_is_the_better_choice_where_it_is_faster(
 
 
 OTHERWISE = {
-    "weights": "was made from other weights or another model.toml",
-    "recorded weights": "was made from other weights or another model.toml",
-    "model.toml": "was made from other weights or another model.toml",
-    "labels": "was made from other weights or another model.toml",
+    "weights": "was made from other weights, other labels or another model.toml",
+    "recorded weights": "was made from other weights, other labels or another model.toml",
+    "model.toml": "was made from other weights, other labels or another model.toml",
+    "labels": "was made from other weights, other labels or another model.toml",
     "compiled.onnx": "is not the file that was proven",
     "no compiled.onnx": "cannot be read: No such file or directory",
     "a pipe": "cannot be read: no regular file",

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from hubfolders import (
     saved_folder,
     write,
 )
+from onnx import helper
 from onnxfiles import EDGE, make_model, rows
 from PIL import Image
 
@@ -272,6 +274,26 @@ def test_a_network_that_ends_in_its_activation(tmp_path: Path, pack: Run) -> Non
     assert "activation   none (the file ends in Softmax" in pack()
     crops = [decode(one.read_bytes(), load_spec(tmp_path / "out").preprocess) for one in PHOTOS]
     assert np.abs(np.array(answers(tmp_path / "out")) - rows(np.concatenate(crops))).max() < 1e-5
+
+
+def test_no_activation_is_applied_to_probabilities(tmp_path: Path, pack: Run) -> None:
+    folder = optimum_folder(tmp_path / "in")
+    network = make_model(last="Softmax")
+    (folder / "model.onnx").write_bytes(network.SerializeToString())
+    assert pack("--multi-label", status=64).startswith("--multi-label: the file ends in Softmax")
+    network.graph.node[-1].op_type = "LogSoftmax"
+    network.graph.node[-1].output[0] = "logarithms"
+    network.graph.node.append(helper.make_node("Exp", ["logarithms"], ["scores"]))
+    (folder / "model.onnx").write_bytes(network.SerializeToString())
+    assert "activation   none (what comes out are probabilities already" in pack()
+    crops = [decode(one.read_bytes(), load_spec(tmp_path / "out").preprocess) for one in PHOTOS]
+    assert np.abs(np.array(answers(tmp_path / "out")) - rows(np.concatenate(crops))).max() < 1e-5
+    shutil.rmtree(tmp_path / "out")
+    network.graph.node[-2].op_type = "Sigmoid"
+    network.graph.node[-1].op_type = "Clip"
+    network.graph.node[-1].input.extend(["", ""])
+    (folder / "model.onnx").write_bytes(network.SerializeToString())
+    assert pack(status=64).startswith("--activation: are these probabilities already?")
 
 
 def test_the_command_line_wins(tmp_path: Path, pack: Run) -> None:
@@ -536,6 +558,47 @@ def test_an_export_that_answers_otherwise(tmp_path: Path, pack: Run) -> None:
     told.rows[7, 2] = np.nan
     with pytest.raises(NotProven, match="differs from transformers by nan"):
         from_hugging_face.difference(tmp_path / "out", folder, told)
+
+
+def stand_in(folder: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the export, which is a process of its own, import this as transformers."""
+    (folder / "first").mkdir()
+    (folder / "first" / "transformers.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder / "first"), *sys.path]))
+    network = optimum_folder(folder / "in") / "model.onnx"
+    network.rename(network.with_name("model.safetensors"))
+
+
+@pytest.mark.skipif(find_spec("transformers") is None, reason="transformers is not installed")
+def test_an_export_without_end_is_given_up(
+    tmp_path: Path, pack: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(tmp_path, "import threading; threading.Event().wait()", monkeypatch)
+    monkeypatch.setattr(from_hugging_face, "_PATIENCE", 4.0)
+    said = "exporting it takes more than 4 s: is the network that config.json describes the one of"
+    assert pack(status=65).startswith(f"{tmp_path}/in: {said}")
+
+
+@pytest.mark.skipif(find_spec("transformers") is None, reason="transformers is not installed")
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("bytearray(1 << 60)", "exporting it takes more memory than there is"),
+        (
+            "import os, resource\n"
+            "limit = resource.getrlimit(resource.RLIMIT_DATA)[1]\n"
+            "there = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')\n"
+            "score = int(open('/proc/self/oom_score_adj').read())\n"
+            "raise ImportError(f'{0 < limit < 2 * there} {score > 0}')",
+            "transformers cannot be imported: True True",
+        ),
+    ],
+)
+def test_an_export_is_bounded_in_memory(
+    tmp_path: Path, pack: Run, monkeypatch: pytest.MonkeyPatch, code: str, said: str
+) -> None:
+    stand_in(tmp_path, code, monkeypatch)
+    assert pack(status=65) == f"{tmp_path}/in: {said}"
 
 
 @pytest.mark.long

@@ -23,6 +23,7 @@ from onnx import helper  # noqa: E402
 from onnxfiles import CLASSES, EDGE, endless, make_model, rows  # noqa: E402
 
 from swiprd.__main__ import main  # noqa: E402
+from swiprd.folder.onnx_file import inspect  # noqa: E402
 from swiprd.folder.spec import load_spec  # noqa: E402
 from swiprd.inference.decode import decode  # noqa: E402
 from swiprd.inference.onnx_model import load_onnx_file  # noqa: E402
@@ -227,6 +228,57 @@ def test_an_activation_is_not_done_twice(pack: Pack) -> None:
     )
 
 
+@pytest.mark.parametrize("option", [("--activation", "log_softmax"), ("--activation", "softmax")])
+def test_no_activation_goes_on_top_of_softmax(pack: Pack, option: tuple[str, str]) -> None:
+    said = pack.refused(make_model(last="Softmax"), *LABELS, *option)
+    assert said == (
+        "--activation: the file ends in Softmax: what comes out are probabilities: leave"
+        " --activation out"
+    )
+    assert pack(make_model(last="Softmax"), *LABELS, "--activation", "none") == 0
+
+
+def test_probabilities_by_an_end_that_is_not_recognised(pack: Pack) -> None:
+    model = ending("LogSoftmax", "Exp")
+    assert "probabilities already" in pack.refused(model, *LABELS, "--multi-label")
+    assert pack(model, *LABELS) == 0
+    assert pack.toml["activation"] == "none"
+
+
+def test_answers_that_may_be_probabilities_are_asked_about(pack: Pack) -> None:
+    model = ending("Neg", "Softplus", "Neg", "Exp")  # a sigmoid, as 1 / (1 + exp(-x))
+    said = pack.refused(model, *LABELS)
+    assert said.startswith("--activation: are these probabilities already? Every answer to the")
+    assert said.endswith("--activation none if they are; else --activation softmax")
+    assert pack(model, *LABELS, "--activation", "none") == 0
+
+
+@pytest.mark.parametrize("domain", ["own", ""])
+def test_a_function_that_is_only_called_softmax(domain: str) -> None:
+    """Whatever the runtime thinks of one in the standard's own domain."""
+    model = make_model(last="Softmax")
+    model.graph.node[-1].domain = domain
+    found = inspect(softmax_of(model, domain))
+    assert onnx_facts.ends_in(found, "scores") is None
+
+
+def softmax_of(model: Any, domain: str) -> bytes:
+    """Give the file a function of its own by that name, which does nothing."""
+    nodes = [helper.make_node("Identity", ["x"], ["y"])]
+    imports = [helper.make_opsetid("", 17)]
+    model.functions.append(helper.make_function(domain, "Softmax", ["x"], ["y"], nodes, imports))
+    return bytes(model.SerializeToString())
+
+
+def ending(*operators: str) -> Any:
+    """A classifier that ends in these, one after the other."""
+    model = make_model(last=operators[0])
+    for number, name in enumerate(operators[1:]):
+        model.graph.node[-1].output[0] = f"step{number}"
+        model.graph.node.append(helper.make_node(name, [f"step{number}"], ["scores"]))
+    return model
+
+
 def test_the_output_that_counts(pack: Pack) -> None:
     model = make_model(outputs=("scores", "hidden"))
     said = pack.refused(model, *LABELS)
@@ -344,6 +396,36 @@ def test_hostile_and_damaged_files_end_in_one_line(
     assert re.match(said.replace("?", r"\?"), text), text
     assert "\n" not in text
     assert str(pack.file) in pack.err
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        (("n", 3, 6000, 6000), "it takes pictures of 6000 pixels only, and 4096 are the most"),
+        (("n", 6000, 6000, 3), "it takes pictures of 6000 pixels only, and 4096 are the most"),
+        ((100_000, 3, EDGE, EDGE), "it takes 100000 pictures at once only, and 256 are the most"),
+    ],
+)
+def test_sizes_that_are_never_served_are_not_tried(
+    pack: Pack, shape: tuple[int | str, ...], said: str
+) -> None:
+    assert pack.refused(make_model(shape), *LABELS).startswith(said)
+
+
+def test_the_size_in_proportion_is_one_that_can_be_served() -> None:
+    found = onnx_facts.recipe(onnx_facts.OnnxFile(), edge=4000, channels_last=False, crop=None)
+    assert (found.preprocess.resize, found.preprocess.crop) == (4096, 4000)
+
+
+def test_a_tensor_without_the_name_of_its_file(pack: Pack) -> None:
+    """And with a data_location of more bits than protobuf reads: 2^32 + 1 is EXTERNAL."""
+    model = put_elsewhere(make_model(), pack.file.parent, "w.bin")
+    lost = onnx.TensorProto(name="lost", data_type=1, dims=[1], raw_data=bytes(4))
+    tensor = lost.SerializeToString() + b"\x70\x81\x80\x80\x80\x10"
+    graph = b"\x2a" + bytes([len(tensor)]) + tensor  # merged with the one that is there
+    data = model.SerializeToString() + b"\x3a" + bytes([len(graph)]) + graph
+    assert "" in inspect(data).external
+    assert "has tensors in ''" in pack.refused(data, *LABELS)
 
 
 def test_a_process_that_dies_is_named(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
