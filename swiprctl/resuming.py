@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from swiprctl.output import Format
 
 _MOST_HUNG = 3  # files in a row: then none is asked for its state there any more
+_SLICE = 1024  # inputs left out, behind which answers are looked for
 _LASTING = BadImage, TooLarge  # an unchanged file fails so again
 
 
@@ -138,6 +139,8 @@ class Remaining:
             self.present += 1
             if isinstance(source, Found):
                 source.close()
+            if self.present % _SLICE == 0:
+                return None  # answers may have come meanwhile
 
     def close(self) -> None:
         """Give up what is being asked about an input. Can be called again."""

@@ -410,6 +410,28 @@ def test_an_entry_that_replaces_a_later_one_is_refused() -> None:
         answered.add(entry("a", replaces=0), 0)
 
 
+def test_answers_come_out_while_inputs_are_left_out(tmp_path: Path) -> None:
+    image = tmp_path / "a"
+    image.write_bytes(b"x")
+    now = State(size=1, mtime=image.stat().st_mtime_ns)
+    file = opened(tmp_path / "rows.csv")
+    for _ in range(2500):
+        file.append(Entry(kind=ROW, path=str(image), state=now, model="m@1"), b"1\n")
+    file.close()
+    remaining = begin(
+        f"{tmp_path}/rows.csv",
+        OPTIONS,
+        [str(image)] * 2501,
+        lambda: {"model": "m@1", "labels": ["sharp"]},
+        resume=True,
+        force=False,
+    )
+    assert [next(remaining), remaining.fileno(), remaining.present] == [None, -1, 1024]
+    assert [next(remaining), remaining.fileno(), remaining.present] == [None, -1, 2048]
+    assert next(remaining) == str(image)
+    remaining.file.close()
+
+
 # -- conditions
 
 
