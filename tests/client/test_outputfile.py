@@ -292,6 +292,35 @@ def test_what_is_planted_does_not_take_the_files_place(one: Path, what: str) -> 
     assert work(one) == []
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root, to give a link away")
+@pytest.mark.parametrize("between", [False, True], ids=["direct", "by a link of one's own"])
+def test_a_link_of_another_user_in_a_shared_folder(tmp_path: Path, between: bool) -> None:
+    target = tmp_path / "precious"
+    target.write_text("mine\n")
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    link = shared / "rows.csv"
+    link.symlink_to(target)
+    name = link
+    if between:
+        name = tmp_path / "link.csv"
+        name.symlink_to("shared/rows.csv")
+    os.lchown(link, 65534, 65534)
+    with pytest.raises(CannotWrite, match=r"shared/rows\.csv: it is a link that another user"):
+        opened(name, force=True)
+    assert target.read_text() == "mine\n"
+    os.lchown(link, os.geteuid(), -1)
+    opened(name, force=True).close()
+    assert target.read_bytes() == b""
+
+
+def test_a_loop_of_links(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").symlink_to("rows.csv")
+    with pytest.raises(CannotWrite, match="a loop of links"):
+        opened(tmp_path / "rows.csv")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes root, to give a file away")
 def test_the_journal_of_another_user(one: Path) -> None:
     os.chown(both(one)[1], 65534, 65534)
