@@ -16,7 +16,7 @@ from swiprctl.answered import Answered
 from swiprctl.errors import CannotWrite, WriteFailed
 from swiprctl.journal import MAX_LINE, Entry, begins_journal, decode, first_line
 from swiprctl.recovery import Whole
-from swiprctl.rewriting import complete, discard, rewrite
+from swiprctl.rewriting import check_names, complete, discard, rewrite
 
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 _USUAL_LINE = 512
@@ -113,6 +113,7 @@ class OutputFile:
         self._file = self._journal = -1
 
     def _open(self, options: str, *, resume: bool, force: bool) -> None:
+        check_names(self._path)
         self._file = self._locked()
         if force:
             discard(self._path)

@@ -172,8 +172,9 @@ def test_an_end_while_it_is_written_anew(
     assert sorted(one.parent.iterdir()) == sorted(both(one))
 
 
-def test_the_new_file_is_locked_and_has_the_mode_of_the_old(one: Path) -> None:
+def test_the_new_file_is_locked_and_both_have_the_modes_of_the_old(one: Path) -> None:
     one.chmod(0o640)
+    both(one)[1].chmod(0o600)
     first = opened(one)
     assert first.answered.claim("d", None, "m@1") == (False, 3)
     first.append(entry("d", replaces=3), record("d"))
@@ -182,7 +183,17 @@ def test_the_new_file_is_locked_and_has_the_mode_of_the_old(one: Path) -> None:
         opened(one)
     first.close()
     assert one.stat().st_mode & 0o777 == 0o640
+    assert both(one)[1].stat().st_mode & 0o777 == 0o600
     opened(one).close()
+
+
+def test_a_name_that_is_too_long_to_be_written_anew(tmp_path: Path) -> None:
+    name = tmp_path / ("x" * 244)
+    with pytest.raises(CannotWrite, match=r"\.resume\.rows: File name too long"):
+        opened(name)
+    assert not list(tmp_path.iterdir())
+    assert work(tmp_path / ("x" * 243)) == list(PATHS)
+    assert work(tmp_path / ("x" * 243), (2,) * len(PATHS)) == list(PATHS)
 
 
 # -- crashes of the host, and edits
