@@ -298,6 +298,8 @@ def _check_output(arguments: Arguments) -> None:
             if getattr(arguments, attribute):
                 raise UsageError(f"--{attribute} goes with --output=FILE")
         return
+    if arguments.output == "-":
+        raise UsageError("--output=-: leave it out, and the rows go to standard output")
     if not arguments.format_name:
         raise UsageError(f"--output={arguments.output}: say --format=csv, tsv or jsonl")
     if arguments.resume and arguments.force:

@@ -142,6 +142,7 @@ def _remaining(
         client.model,
         resume=arguments.resume,
         force=arguments.force,
+        patience=arguments.timeout,
     )
 
 

@@ -16,10 +16,12 @@ from swiprctl.answered import Answered
 from swiprctl.errors import CannotWrite, WriteFailed
 from swiprctl.journal import MAX_LINE, Entry, begins_journal, decode, first_line
 from swiprctl.recovery import Whole
-from swiprctl.rewriting import complete, discard, rewrite
+from swiprctl.rewriting import check_names, complete, discard, rewrite
 
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 _USUAL_LINE = 512
+_SHARED = stat.S_ISVTX | stat.S_IWOTH
+_MOST_LINKS = 40  # as the kernel has it: path_resolution(7)
 
 
 class OutputFile:
@@ -44,7 +46,7 @@ class OutputFile:
     def __init__(self, name: str, options: str, *, resume: bool, force: bool) -> None:
         self.answered = Answered(self._entry_at)
         self.header = b""
-        self._path = os.path.realpath(name)  # what takes the file's place must not take a link's
+        self._path = _followed(name)  # what takes the file's place must not take a link's
         self.name = self._path if os.path.islink(name) else name
         self._file = self._journal = -1
         self.rows = 0
@@ -111,6 +113,7 @@ class OutputFile:
         self._file = self._journal = -1
 
     def _open(self, options: str, *, resume: bool, force: bool) -> None:
+        check_names(self._path)
         self._file = self._locked()
         if force:
             discard(self._path)
@@ -190,6 +193,34 @@ class OutputFile:
         if b"\n" not in line:
             line = os.pread(self._journal, MAX_LINE, offset)
         return decode(line.partition(b"\n")[0] + b"\n")
+
+
+def _followed(name: str) -> str:
+    """Give the path that a name leads to by links, none of which may be a trap.
+
+    In a folder such as /tmp, others can make a link of the name that a user is about to write to.
+    As under the kernel's fs.protected_symlinks, only the user's own are followed there, and those
+    of the folder's owner.
+
+    Raises:
+        CannotWrite: there is somebody else's.
+    """
+    path = name
+    for _ in range(_MOST_LINKS):
+        folder, last = os.path.split(path)
+        try:
+            target = os.readlink(path)
+            link, around = os.lstat(path), os.stat(folder or ".")
+        except OSError:  # no link, or nothing at all
+            return os.path.join(os.path.realpath(folder), last)
+        shared = around.st_mode & _SHARED == _SHARED
+        if shared and link.st_uid not in (os.geteuid(), around.st_uid):
+            raise CannotWrite(
+                f"{path}: it is a link that another user has made, in a folder that all may write"
+                " to; take another name"
+            )
+        path = os.path.join(folder, target)
+    raise CannotWrite(f"{name}: a loop of links")
 
 
 def _put(descriptor: int, data: bytes, offset: int) -> None:

@@ -7,23 +7,26 @@ the inputs, each once; so what is known of those under way is a queue between th
 
 from __future__ import annotations
 
-import os
-import stat
 from collections import deque
 
 from swiprctl.errors import BadImage, CannotWrite, SwiprError, TooLarge
-from swiprctl.inputs import Found
-from swiprctl.journal import AGAIN, FAILURE, HEADER, NO_ROW, ROW, Entry, State
+from swiprctl.inputs import Found, may_hang
+from swiprctl.journal import AGAIN, FAILURE, HEADER, NO_ROW, ROW, Entry
 from swiprctl.output import Writer, say
 from swiprctl.outputfile import OutputFile
+from swiprctl.protocol import DEFAULT_TIMEOUT
 from swiprctl.rows import Prediction
+from swiprctl.states import Hangs, Inquiry, state_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from swiprctl.journal import State
     from swiprctl.output import Format
 
+_MOST_HUNG = 3  # files in a row: then none is asked for its state there any more
+_SLICE = 1024  # inputs left out, behind which answers are looked for
 _LASTING = BadImage, TooLarge  # an unchanged file fails so again
 
 
@@ -35,6 +38,7 @@ def begin(
     *,
     resume: bool,
     force: bool,
+    patience: float | None = None,
 ) -> Remaining:
     """Open a file for the records of inputs; arguments as for `OutputFile` and `Remaining`.
 
@@ -44,7 +48,7 @@ def begin(
     """
     file = OutputFile(name, options, resume=resume, force=force)
     try:
-        return Remaining(inputs, file, describe)
+        return Remaining(inputs, file, describe, patience)
     except BaseException:
         file.close()
         raise
@@ -57,6 +61,7 @@ class Remaining:
         inputs: all of them; paths, or 0 for standard input, or None where nothing has come yet.
         file: has the records of those that have one.
         describe: describes the model that serves; asked if there are records.
+        patience: seconds for which the server of a file system may keep silent; 10 by default.
 
     Attributes:
         file: the same.
@@ -71,8 +76,13 @@ class Remaining:
         inputs: Iterable[str | int | None],
         file: OutputFile,
         describe: Callable[[], dict[str, object]],
+        patience: float | None = None,
     ) -> None:
         self._all = inputs
+        self._patience = DEFAULT_TIMEOUT if patience is None else patience
+        self._hung = 0
+        self._inquiry: tuple[str | int, Inquiry] | None = None  # about the next input
+        self._waits = False  # for the inputs
         self._inputs = iter(inputs)
         self.file = file
         described = {} if file.empty else describe()
@@ -81,8 +91,12 @@ class Remaining:
         self.labels = tuple(map(str, labels)) if isinstance(labels, list) else ()
         self.present = 0
         self.under_way: deque[Entry] = deque()
-        if hasattr(inputs, "fileno"):
-            self.fileno: Callable[[], int] = inputs.fileno
+
+    def fileno(self) -> int:
+        """Give what to poll after a None; -1: nothing, ask again at once."""
+        if self._inquiry is not None:
+            return self._inquiry[1].fileno()
+        return self._all.fileno() if self._waits else -1  # type: ignore[attr-defined]
 
     @property
     def total(self) -> int | None:
@@ -103,19 +117,60 @@ class Remaining:
 
     def __next__(self) -> str | int | None:
         while True:
-            following = next(self._inputs)
-            if following is None:
-                return None
-            path = "-" if following == 0 else str(following)
-            state = None if following == 0 else _state(following)
-            has_record, replaces = self.file.answered.claim(path, state, self._model)
-            if not has_record:
-                entry = Entry(kind=AGAIN, path=path, state=state, replaces=replaces)
-                self.under_way.append(entry)
-                return following
+            if self._inquiry is None:
+                following = next(self._inputs)
+                self._waits = following is None
+                if following is None:
+                    return None
+                source, state = following, self._state(following)
+            if self._inquiry is not None:
+                source, inquiry = self._inquiry
+                try:
+                    state = inquiry.result()
+                    self._hung = 0
+                except BlockingIOError:
+                    return None
+                except Hangs:
+                    state = None
+                    self._hung += 1
+                self.close()
+            if not self._has_record(source, state):
+                return source
             self.present += 1
-            if isinstance(following, Found):
-                following.close()
+            if isinstance(source, Found):
+                source.close()
+            if self.present % _SLICE == 0:
+                return None  # answers may have come meanwhile
+
+    def close(self) -> None:
+        """Give up what is being asked about an input. Can be called again."""
+        if self._inquiry is not None:
+            self._inquiry[1].close()
+            self._inquiry = None
+
+    def _state(self, source: str | int) -> State | None:
+        """Give the state of an input's file, or begin to ask for it where that may hang."""
+        opened = getattr(source, "opened", None)  # a walk's, which has opened it, or has failed to
+        if isinstance(opened, int):
+            return state_of(opened)
+        if isinstance(source, int) or opened is not None:
+            return None
+        if not may_hang(source):
+            return state_of(source)
+        if self._hung < _MOST_HUNG:
+            try:
+                self._inquiry = source, Inquiry(source, self._patience)
+            except OSError:
+                pass  # the client says why
+        return None
+
+    def _has_record(self, source: str | int, state: State | None) -> bool:
+        """Whether an input has its record; if not, it is under way now."""
+        path = "-" if source == 0 else str(source)
+        has_record, replaces = self.file.answered.claim(path, state, self._model)
+        if not has_record:
+            self.under_way.append(Entry(kind=AGAIN, path=path, state=state, replaces=replaces))
+        return has_record
 
 
 class FileWriter:
@@ -204,18 +259,8 @@ class FileWriter:
 
     def close(self) -> None:
         """Close the file, and say how to go on if the work did not come to its end."""
+        self._remaining.close()
         self._file.close()
         if not self._finished and self._file.rows:
             rows = f"{self._file.rows} row" + "s" * (self._file.rows > 1)
             say(f"{self._file.name}: it has {rows} so far; --resume goes on with it")
-
-
-def _state(source: str | int) -> State | None:
-    opened = getattr(source, "opened", None)  # a walk's, which has opened it already
-    try:
-        found = os.stat(opened if isinstance(opened, int) else source)
-    except (OSError, ValueError):
-        return None  # the client says why
-    if not stat.S_ISREG(found.st_mode):
-        return None
-    return State(size=found.st_size, mtime=found.st_mtime_ns)

@@ -7,6 +7,7 @@ form is there before any of the file's, and gone when it has taken its place.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from fcntl import LOCK_EX, LOCK_NB, flock
@@ -41,6 +42,7 @@ def rewrite(path: str, is_void: Callable[[int], bool]) -> tuple[int, int]:
         journal = os.open(new, _FLAGS, 0o666)
         file = os.open(rows, _FLAGS, 0o666)
         os.fchmod(file, os.stat(path).st_mode & 0o7777)
+        os.fchmod(journal, os.stat(journal_path).st_mode & 0o7777)
         flock(file, LOCK_EX | LOCK_NB)
         with (
             open(path, "rb") as old_file,
@@ -88,6 +90,20 @@ def complete(path: str) -> bool:
         return True
     discard(path)
     return False
+
+
+def check_names(path: str) -> None:
+    """See that a file of this name can be written anew later.
+
+    Raises:
+        OSError: the names beside it would be too long.
+    """
+    for name in _names(path):
+        try:
+            os.lstat(name)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise
 
 
 def discard(path: str) -> None:

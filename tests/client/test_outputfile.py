@@ -172,8 +172,9 @@ def test_an_end_while_it_is_written_anew(
     assert sorted(one.parent.iterdir()) == sorted(both(one))
 
 
-def test_the_new_file_is_locked_and_has_the_mode_of_the_old(one: Path) -> None:
+def test_the_new_file_is_locked_and_both_have_the_modes_of_the_old(one: Path) -> None:
     one.chmod(0o640)
+    both(one)[1].chmod(0o600)
     first = opened(one)
     assert first.answered.claim("d", None, "m@1") == (False, 3)
     first.append(entry("d", replaces=3), record("d"))
@@ -182,7 +183,17 @@ def test_the_new_file_is_locked_and_has_the_mode_of_the_old(one: Path) -> None:
         opened(one)
     first.close()
     assert one.stat().st_mode & 0o777 == 0o640
+    assert both(one)[1].stat().st_mode & 0o777 == 0o600
     opened(one).close()
+
+
+def test_a_name_that_is_too_long_to_be_written_anew(tmp_path: Path) -> None:
+    name = tmp_path / ("x" * 244)
+    with pytest.raises(CannotWrite, match=r"\.resume\.rows: File name too long"):
+        opened(name)
+    assert not list(tmp_path.iterdir())
+    assert work(tmp_path / ("x" * 243)) == list(PATHS)
+    assert work(tmp_path / ("x" * 243), (2,) * len(PATHS)) == list(PATHS)
 
 
 # -- crashes of the host, and edits
@@ -290,6 +301,35 @@ def test_what_is_planted_does_not_take_the_files_place(one: Path, what: str) -> 
     assert [path.read_bytes() for path in both(one)] == before
     planted.unlink()
     assert work(one) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root, to give a link away")
+@pytest.mark.parametrize("between", [False, True], ids=["direct", "by a link of one's own"])
+def test_a_link_of_another_user_in_a_shared_folder(tmp_path: Path, between: bool) -> None:
+    target = tmp_path / "precious"
+    target.write_text("mine\n")
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    link = shared / "rows.csv"
+    link.symlink_to(target)
+    name = link
+    if between:
+        name = tmp_path / "link.csv"
+        name.symlink_to("shared/rows.csv")
+    os.lchown(link, 65534, 65534)
+    with pytest.raises(CannotWrite, match=r"shared/rows\.csv: it is a link that another user"):
+        opened(name, force=True)
+    assert target.read_text() == "mine\n"
+    os.lchown(link, os.geteuid(), -1)
+    opened(name, force=True).close()
+    assert target.read_bytes() == b""
+
+
+def test_a_loop_of_links(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").symlink_to("rows.csv")
+    with pytest.raises(CannotWrite, match="a loop of links"):
+        opened(tmp_path / "rows.csv")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes root, to give a file away")
@@ -408,6 +448,28 @@ def test_an_entry_that_replaces_a_later_one_is_refused() -> None:
     answered = Answered(lambda _: entry("a"))
     with pytest.raises(ValueError, match="0"):
         answered.add(entry("a", replaces=0), 0)
+
+
+def test_answers_come_out_while_inputs_are_left_out(tmp_path: Path) -> None:
+    image = tmp_path / "a"
+    image.write_bytes(b"x")
+    now = State(size=1, mtime=image.stat().st_mtime_ns)
+    file = opened(tmp_path / "rows.csv")
+    for _ in range(2500):
+        file.append(Entry(kind=ROW, path=str(image), state=now, model="m@1"), b"1\n")
+    file.close()
+    remaining = begin(
+        f"{tmp_path}/rows.csv",
+        OPTIONS,
+        [str(image)] * 2501,
+        lambda: {"model": "m@1", "labels": ["sharp"]},
+        resume=True,
+        force=False,
+    )
+    assert [next(remaining), remaining.fileno(), remaining.present] == [None, -1, 1024]
+    assert [next(remaining), remaining.fileno(), remaining.present] == [None, -1, 2048]
+    assert next(remaining) == str(image)
+    remaining.file.close()
 
 
 # -- conditions

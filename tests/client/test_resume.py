@@ -351,6 +351,14 @@ def test_a_link_stays_a_link() -> None:
     assert len(rows()) == 4
 
 
+@pytest.mark.usefixtures("served")
+def test_a_hyphen_is_no_output_file() -> None:
+    err, status = predict("--output=-", "--format=csv", *FOUR)
+    assert status == 64
+    assert err.startswith("swiprctl: --output=-: leave it out, and the rows go to standard output")
+    assert not Path("-").exists()
+
+
 @pytest.mark.parametrize("done", [-1, 0, 1], ids=["removed", "changed", "added"])
 def test_a_file_that_was_changed_is_not_gone_on_with(served: Served, done: int) -> None:
     predict("--output=rows.csv", *FOUR)

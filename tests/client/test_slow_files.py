@@ -272,6 +272,63 @@ def test_a_server_that_hangs_again_and_again_is_given_up(walked: Path) -> None:
     assert out == f"{len(DATA) + 3}\n".encode(), "the image that is named behind it"
 
 
+# -- an output file
+
+
+class Counting:
+    """A daemon that answers each image with its size, and counts them."""
+
+    def __init__(self) -> None:
+        self.images = 0
+
+    def __call__(self, connection: Connection) -> None:
+        while True:
+            asked = connection.asked()
+            if asked.op == "model":
+                connection.reply(asked.id, model="peer@1", labels=["size"])
+                continue
+            assert asked.image is not None
+            self.images += 1
+            values = [float(len(asked.image))]
+            connection.reply(asked.id, probabilities=values, model="peer@1", labels=["size"])
+
+
+@takes_fuse
+@pytest.mark.parametrize("name", ["lookup", "read", "open"])
+def test_work_on_a_slow_file_system_can_be_gone_on_with(folder: Path, name: str) -> None:
+    good = "fuse/good" if name != "lookup" else "local.jpg"
+    paths = [str(folder / one) for one in ("local.jpg", f"fuse/{name}", good, "local.jpg")]
+    words = ("--timeout=2", f"--output={folder}/rows.csv", "--resume", *paths)
+    counting = Counting()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(Peer(folder / "s", counting))
+        for _ in range(2):
+            process = stack.enter_context(started(folder, *words))
+            _, err = process.communicate(timeout=40)
+            late = "its file system did not give it within 2 s"
+            assert err.decode() == f"swiprctl: {paths[1]}: {late}\n"
+            assert process.returncode == 1
+            rows = (folder / "rows.csv").read_text().splitlines()
+            assert rows == [f"{path},{len(DATA)}" for path in paths if path != paths[1]]
+            assert counting.images == 3, "what has a row is not asked again"
+
+
+@takes_fuse
+@pytest.mark.parametrize("walked", [LISTED], indirect=True, ids=["listed"])
+def test_a_walk_into_a_file_can_be_gone_on_with(walked: Path) -> None:
+    output = walked / "rows.csv"
+    words = ("--timeout=2", "-r", f"--output={output}", "--resume", str(walked))
+    counting = Counting()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(Peer(walked / "s", counting))
+        for _ in range(2):
+            process = stack.enter_context(started(walked, *words))
+            process.communicate(timeout=40)
+            assert process.returncode == 1
+            assert len(output.read_text().splitlines()) == 7
+            assert counting.images == 7
+
+
 # -- where a path leads
 
 
