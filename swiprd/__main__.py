@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import os
 import resource
 import sys
@@ -22,6 +23,9 @@ from swiprd.system.systemd import Manager, listen_sockets
 _EX_USAGE = 64
 _EX_UNAVAILABLE = 69
 _EX_CONFIG = 78
+
+_COMMANDS = ("serve", "check", "pack", "trust")
+_SHOWN = 40  # characters of a word that is none of them
 
 
 class _Parser(argparse.ArgumentParser):
@@ -45,7 +49,10 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     """Run a command line; return the exit status."""
     console.set_up()
-    options = _parser().parse_args(argv)
+    arguments = sys.argv[1:] if argv is None else argv
+    parser = _parser()
+    _check_command(parser, arguments)
+    options = parser.parse_args(arguments)
     if options.command == "serve":
         set_up()
         try:
@@ -70,6 +77,16 @@ def _run_once(options: argparse.Namespace) -> int:
     from swiprd.pack.command import run
 
     return run(options)
+
+
+def _check_command(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
+    """Refuse a command that there is not, with the nearest one by name."""
+    command = arguments[0] if arguments else "-"
+    if command.startswith("-") or command in _COMMANDS:
+        return
+    near = difflib.get_close_matches(command, _COMMANDS, n=1)
+    hint = f"did you mean 'swiprd {near[0]}'?" if near else f"there are {', '.join(_COMMANDS)}"
+    parser.error(f"there is no command {command[:_SHOWN]!r}: {hint}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -97,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Load a model, have it answer, and print what it is; then a row an image.",
     )
     check.add_argument("folder", type=Path, metavar="FOLDER")
-    check.add_argument("images", type=Path, nargs="*", metavar="IMAGE")
+    check.add_argument("images", type=Path, nargs="*", default=[], metavar="IMAGE")
     check.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run the model"
     )

@@ -51,6 +51,8 @@ def check(folder: Path, paths: Sequence[Path], device: str) -> int:
 
 
 def _check(folder: Path, paths: Sequence[Path], device: str, ends: ExitStack) -> int:
+    if reason := _lacks(folder / "model.toml"):
+        return _complain(f"{reason}; 'swiprd pack' makes a model's folder", EX_CONFIG)
     try:
         spec = load_spec(folder)
         digest = _digest(spec)
@@ -85,6 +87,17 @@ def _check(folder: Path, paths: Sequence[Path], device: str, ends: ExitStack) ->
 def _complain(message: str, status: int) -> int:
     console.complain("swiprd", message)
     return status
+
+
+def _lacks(file: Path) -> str:
+    """Say that a file is not there; nothing where it is, or may be."""
+    try:
+        file.lstat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        return f"{file}: {error.strerror}"
+    except OSError:
+        pass
+    return ""
 
 
 def _digest(spec: ModelSpec) -> str:

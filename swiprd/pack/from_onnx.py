@@ -98,8 +98,8 @@ def _pack(
     if named is not None:
         telling.say("labels", f"{telling.names(named.labels)} (from {named.source})")
     telling.say("preprocess", f"{telling.summary(recipe.preprocess)} (as {recipe.source})")
-    if note:
-        telling.say("note", note)
+    for one_note in filter(None, (note, *recipe.notes)):
+        telling.say("note", one_note)
     if options.output is None:
         missing.append(model_toml.OUTPUT)
     if missing or named is None:

@@ -88,6 +88,8 @@ def _pack_program(
     telling.say("outputs", str(outputs))
     telling.say("activation", f"{activation} ({why})")
     telling.say("preprocess", f"{telling.summary(recipe.preprocess)} (as {recipe.source})")
+    for note in recipe.notes:
+        telling.say("note", note)
     missing = [] if options.output else [model_toml.OUTPUT]
     try:
         named = labels.check(given, outputs)

@@ -7,13 +7,14 @@ collected, so that it is asked for at once.
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from swiprd.folder.spec import PROGRAMS, Activation
-from swiprd.inference.architectures import TIMM
+from swiprd.inference.architectures import TIMM, classifiers
 from swiprd.inference.state_dict import weighty
 from swiprd.pack import checkpoint, convert, detect, find_weights, labels, preprocessing, told
 from swiprd.pack.detect import Fit
@@ -22,6 +23,8 @@ from swiprd.pack.find_weights import Tensors
 from swiprd.pack.formats import Format
 from swiprd.pack.labels import CHEST_XRAY_14, IMAGENET, Named
 from swiprd.pack.told import Recipe
+
+_SHOWN = 64  # characters of a name that is none
 
 FORMATS: dict[Format, str] = {
     "zip": "torch.save()'s zip format",
@@ -124,6 +127,8 @@ def _fit(
     count = len(weighty(tensors))
     asked = options.architecture
     if asked is not None:
+        if not asked.startswith(TIMM):
+            _check_name(asked, tensors)
         try:
             return detect.fit(tensors, asked, options.crop), "--architecture"
         except NotWeights as error:
@@ -152,6 +157,25 @@ def _fit(
         f" ({detect.outline(tensors)}{elsewhere}){hint}. It can be {TIMM}NAME; a network of your"
         " own is packed as a program: torch.jit.trace(model.eval(), picture).save('model.pt')"
     )
+
+
+def _check_name(asked: str, tensors: Tensors) -> None:
+    """See that there is an architecture of this name.
+
+    Raises:
+        Unclear: there is none; the text says which one the tensors fit, or what is near by name.
+    """
+    known = classifiers()
+    if asked in known:
+        return
+    fits = [one.architecture for one in detect.guess(tensors)]
+    near = difflib.get_close_matches(asked, known, n=1)
+    hint = "torchvision's classifiers have names such as resnet50; of timm's it is timm:NAME"
+    if near:
+        hint = f"did you mean {near[0]}?"
+    if fits:
+        hint = f"these are the tensors of {' or '.join(fits)}"
+    raise Unclear(f"--architecture: there is no architecture {asked[:_SHOWN]!r}: {hint}")
 
 
 def _recipe(fit: Fit, digest: str, options: argparse.Namespace) -> Recipe:

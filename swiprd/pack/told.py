@@ -63,7 +63,20 @@ def override(recipe: Recipe, options: argparse.Namespace) -> Recipe:
     notes = () if {"mean", "std"} & set(changed) else recipe.notes
     source = f"{recipe.source}; {', '.join(changed)} as told"
     preprocess: Preprocess = replace(plain, **said)
+    notes = (*notes, *_padding(preprocess))
     return Recipe(preprocess=preprocess, source=source, notes=notes)
+
+
+def _padding(preprocess: Preprocess) -> tuple[str, ...]:
+    """Note that the crops are larger than what pictures are resized to."""
+    resize, crop = preprocess.resize, preprocess.crop
+    if resize is None or resize >= crop:
+        return ()
+    share = "most" if 2 * resize <= crop else "a part"
+    return (
+        f"pictures are resized to {resize} pixels and the crop has {crop}: {share} of it is"
+        " padding; --resize is usually no less than --crop",
+    )
 
 
 def activation(options: argparse.Namespace) -> tuple[Activation, str] | None:

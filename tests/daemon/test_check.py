@@ -135,7 +135,8 @@ def test_a_folder_that_is_wrong(spoilt: Path, capfd: pytest.CaptureFixture[str])
         f'{file}: activation: expected one of softmax, sigmoid, log_softmax, none, found "softmaxx"'
     )
     nowhere = spoilt / "nowhere"
-    assert refusal(capfd, 78, nowhere).startswith(f"{nowhere}/model.toml: expected a readable file")
+    hint = "No such file or directory; 'swiprd pack' makes a model's folder"
+    assert refusal(capfd, 78, nowhere) == f"{nowhere}/model.toml: {hint}"
 
 
 @needs_root
@@ -257,4 +258,4 @@ def test_a_name_cannot_move_the_terminals_cursor(
 def test_what_it_needs_is_asked_for() -> None:
     out, err, status = command()
     assert (out, status) == ("", 64)
-    assert err.startswith("swiprd check: the following arguments are required: FOLDER")
+    assert err.startswith("swiprd check: the following arguments are required: FOLDER (see")

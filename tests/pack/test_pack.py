@@ -797,7 +797,12 @@ class TestFolder:
             (66, ["--labels-file", "/nosuch"], "/nosuch: No such file"),
             (64, ["--labels", "a,b", "--name", "../x"], "--name"),
             (64, ["--labels", "a,b", "--key", "model"], 'no weights under "model"'),
-            (64, ["--labels", "a,b", "--architecture", "resnet19"], "expected resnet"),
+            (
+                64,
+                ["--labels", "a,b", "--architecture", "resnet19"],
+                "these are the tensors of shuff",
+            ),
+            (64, ["--labels", "a,b", "--architecture", "zzz"], "is no architecture 'zzz': these"),
             (65, ["--labels", "a,b", "--architecture", "resnet18"], "of shufflenet_v2_x0_5"),
             (64, ["--labels", "a,b", "--architecture", "torchscript"], "not a program"),
             (
@@ -817,6 +822,13 @@ class TestFolder:
         self, pack: Pack, checkpoint: Path, status: int, options: list[str], words: str
     ) -> None:
         assert words in pack.refused(status, checkpoint, *options)
+
+    def test_a_crop_that_is_padding_for_the_most_part(self, pack: Pack, checkpoint: Path) -> None:
+        pack.made(checkpoint, "--labels", "a,b", "--resize", "10")
+        said = "pictures are resized to 10 pixels and the crop has 224: most of it is padding"
+        assert said in pack.out
+        pack.made(checkpoint, "--labels", "a,b", "--resize", "224", "--force")
+        assert "is padding" not in pack.out
 
     def test_a_file_in_the_place_of_labels(
         self, pack: Pack, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
