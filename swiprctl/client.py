@@ -267,7 +267,7 @@ class Client:
             pid: of the daemon's front. uptime: since it was started.
             memory: bytes that the front and the model's processes hold together, about.
             folder: str, the model's folder, as the daemon sees it. log: str, the path of its log,
-                empty where that is no file.
+                empty where that is no file. Both only for root and the daemon's own user.
             connections: clients that are connected now.
             queue: map: waiting (requests that no worker has yet), total (those that wait or run),
                 limit (of total), oldest (how long the first has waited), by_uid (total of each; the

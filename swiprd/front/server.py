@@ -218,7 +218,7 @@ class Server:
                 self._spawn(self._inquire(connection, identity, request.op))
                 return
             # At once, without a count: unread replies stop the reading of further requests.
-            connection.answer(identity, self._describe(request.op))
+            connection.answer(identity, self._describe(request.op, connection.uid))
         except SwiprError as error:
             connection.send(Reply(identity, None, error))
         finally:
@@ -259,11 +259,14 @@ class Server:
             done=done,
         )
 
-    def _describe(self, op: str) -> dict[str, object]:
+    def _describe(self, op: str, uid: int) -> dict[str, object]:
         if op == "model":
             return self._service.model.describe()
+        status = self._service.status()
+        if uid not in (0, os.geteuid()):  # paths below somebody's home are nobody else's business
+            del status["folder"], status["log"]
         return {
-            **self._service.status(),
+            **status,
             "connections": len(self._connections),
             "intakes": {"processes": self.intakes.processes, "waiting": self.intakes.waiting},
         }

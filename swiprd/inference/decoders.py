@@ -8,8 +8,10 @@ pillow-heif, an extra. Neither starts a thread here, nor looks at more than the 
 
 from __future__ import annotations
 
+import importlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from PIL import (
     BmpImagePlugin,
@@ -53,6 +55,38 @@ _MISSING = {
     " pip install pillow-heif",
 }
 
+
+class _WithoutMetadata:
+    """An image of libheif's that shows no metadata: a turn is a part of the picture in a HEIC."""
+
+    metadata: tuple[()] = ()
+
+    def __init__(self, image: Any) -> None:
+        self._image = image
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._image, name)
+
+
+def _primary_only(load_file: Callable[..., Any]) -> Callable[..., Any]:
+    """Have pillow-heif look at the primary image only, and copy no metadata.
+
+    It has no option for that, and copies the metadata of all images: those of a hundred may lie at
+    the same place of the file, and take a hundred times its size.
+    """
+
+    def load(*arguments: Any) -> Any:
+        found = load_file(*arguments)
+        # Earlier versions return the images alone.
+        images = found[0] if isinstance(found, tuple) else found
+        primary = [_WithoutMetadata(one) for one in images if one is not None and one.primary]
+        if not primary:
+            raise ValueError("it has no primary image")
+        return (primary, *([] for _ in found[1:])) if isinstance(found, tuple) else primary
+
+    return load
+
+
 try:
     from PIL import AvifImagePlugin
 except ImportError:
@@ -71,6 +105,8 @@ else:
     # 1 would be one beside its caller's. And nobody asks for what else is in the file.
     options.DECODE_THREADS = 0
     options.THUMBNAILS = options.DEPTH_IMAGES = options.AUX_IMAGES = False
+    _libheif: Any = importlib.import_module("_pillow_heif")
+    _libheif.load_file = _primary_only(_libheif.load_file)
     _MORE["heic"] = pillow_heif.HeifImageFile
     VERSIONS["pillow_heif"] = pillow_heif.__version__
 

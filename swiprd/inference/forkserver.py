@@ -17,6 +17,7 @@ import selectors
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ from swiprd.system.messages import (
     Report,
     parse_command,
 )
-from swiprd.system.proc import bound_own_memory, offer_to_the_oom_killer
+from swiprd.system.proc import bound_own_memory, memory_bounded, offer_to_the_oom_killer
 
 if TYPE_CHECKING:
     from swiprd.inference.engine import Engine
@@ -160,7 +161,9 @@ def _load_model(command: Load) -> tuple[Engine, Loaded]:
     from swiprd.inference.engines import load_engine
 
     _import_worker()
-    engine, device, note = load_engine(load_spec(Path(command.folder)), command)
+    spec = load_spec(Path(command.folder))
+    with _bounded() if spec.is_onnx else contextlib.nullcontext():
+        engine, device, note = load_engine(spec, command)
     return engine, Loaded(
         labels=engine.labels,
         model=engine.model_id,
@@ -171,6 +174,18 @@ def _load_model(command: Load) -> tuple[Engine, Loaded]:
         engine_note=note,
         formats=readable(),
     )
+
+
+@contextlib.contextmanager
+def _bounded() -> Iterator[None]:
+    """Load with no more memory than this host has, and be what the kernel ends if it is too much.
+
+    Of half a megabyte of ONNX onnxruntime computes gigabytes of constants as it loads it; those
+    that there is no memory for it leaves to the workers.
+    """
+    offer_to_the_oom_killer()
+    with memory_bounded(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+        yield
 
 
 def _import_worker() -> None:

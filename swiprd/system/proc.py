@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _WHOLE_PROCESS = 2  # CPUCLOCK_SCHED: clock_getcpuclockid(3) for any process, which Python has not
@@ -73,6 +73,18 @@ def bound_own_memory(size: int | None) -> None:
     if size is not None:
         size += _data_now()
         resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+
+
+@contextmanager
+def memory_bounded(size: int) -> Iterator[None]:
+    """Bound what this process may allocate for a while, as `bound_own_memory` does."""
+    before = soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    bounds = [size + _data_now(), *(one for one in (soft, hard) if one != resource.RLIM_INFINITY)]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(bounds), hard))  # nobody may raise `hard` again
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 def offer_to_the_oom_killer() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import threading
 
 import pytest
 from conftest import StartDaemon
+from daemonprocess import DaemonProcess, Peer, as_uid, open_to_all
+from fronts import NOBODY, as_root
 from vitals import Vitals, frame, held, resident
 
 from swiprctl.errors import Overloaded
@@ -38,3 +41,17 @@ def test_pings_that_wait_are_bounded_for_each_connection(
         assert all(peer.receive().error is None for _ in range(WAITING))
         assert other.receive().id == 1
     vitals.check()
+
+
+@as_root
+def test_where_things_are_is_told_to_root_and_the_daemons_user_only(daemon: DaemonProcess) -> None:
+    def ask() -> str:
+        with Peer(path) as peer:
+            return json.dumps(dict(peer.ask(op="status").fields))
+
+    with open_to_all(daemon.path) as path:
+        daemon.path.chmod(0o666)
+        own, others = json.loads(ask()), json.loads(as_uid(NOBODY, ask))
+    assert own.keys() - others.keys() == {"folder", "log"}
+    assert own["folder"].startswith("/")
+    assert others["state"] == "ready"

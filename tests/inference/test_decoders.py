@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bombs import heic_metadata
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from imagefiles import claiming, encoded, heic, picture
@@ -256,6 +257,24 @@ SEEDS = {
 EACH = [pytest.param(name, marks=needs[name[:4]]) for name in SEEDS]
 
 
+BOUNDED = """
+import sys
+from swiprd.folder.spec import Preprocess
+from swiprd.inference import decode
+from swiprd.system.proc import bound_own_memory
+bound_own_memory(100 << 20)
+print(decode.decode(sys.stdin.buffer.read(), Preprocess()).shape)
+"""
+
+
+@needs["heic"]
+def test_metadata_are_not_copied_for_each_image_of_a_heic() -> None:
+    data = heic_metadata(heic(picture(64, 64)), images=60, size=4 << 20)
+    command = [sys.executable, "-P", "-c", BOUNDED]
+    done = subprocess.run(command, input=data, capture_output=True, check=False)
+    assert (done.stdout, done.stderr) == (b"(1, 3, 224, 224)\n", b"")
+
+
 @pytest.mark.parametrize("name", EACH)
 def test_a_file_that_is_cut_short_is_a_bad_image(name: str) -> None:
     data = SEEDS[name]()
@@ -264,6 +283,18 @@ def test_a_file_that_is_cut_short_is_a_bad_image(name: str) -> None:
     for length in (*range(1, len(data), step), len(data) - 1):
         with pytest.raises(BadImage):
             decode.load_image(data[:length], PLAIN)
+
+
+@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("behind", [b"\n", b"\r\n", b"\0" * 7])
+def test_a_few_bytes_behind_the_last_box_do_not_count(name: str, behind: bytes) -> None:
+    data = SEEDS[name]()
+    assert same(decode.load_image(data + behind, PLAIN), decode.load_image(data, PLAIN))
+
+
+def test_boxes_without_end_are_not_followed_to_the_end() -> None:
+    assert not is_cut_short(b"\0\0\0\x08free" * 20_000 + b"\0\0\0\x09free")
+    assert is_cut_short(b"\0\0\0\x08free" * 20 + b"\0\0\0\x09free")
 
 
 @pytest.mark.parametrize("name", EACH)

@@ -325,3 +325,44 @@ def test_a_network_that_fails_prints_nothing_into_the_log(
     loaded.close()
     assert loaded.network.batch == 1, "it has failed"
     assert capfd.readouterr().err == ""
+
+
+BOUNDED = """
+import os, resource, sys
+real = os.sysconf
+os.sysconf = lambda name: (400 << 20) // real("SC_PAGE_SIZE") if "PHYS" in name else real(name)
+from swiprd.inference.forkserver import _load_model
+from swiprd.system.messages import Load
+before = resource.getrlimit(resource.RLIMIT_DATA)
+_load_model(Load(folder=sys.argv[1], device="cpu", memory=None))
+assert resource.getrlimit(resource.RLIMIT_DATA) == before, "workers would inherit it"
+print(open("/proc/self/oom_score_adj").read().strip())
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10)
+"""
+
+
+def test_a_forkserver_loads_no_more_than_the_host_has_memory(tmp_path: Path) -> None:
+    """A gigabyte of ones, which onnxruntime multiplies and adds up as it loads them."""
+    model = make_model()
+    steps = [
+        helper.make_node("MatMul", ["column", "row"], ["ones"]),
+        helper.make_node("ReduceSum", ["ones"], ["sum"], keepdims=0),
+        helper.make_node("Add", ["pictures", "sum"], ["summed"]),
+    ]
+    for node in model.graph.node:
+        for number, name in enumerate(node.input):
+            if name == "pictures":
+                node.input[number] = "summed"
+    kept = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([*steps, *kept])
+    for name, shape in (("column", (16_000, 1)), ("row", (1, 16_000))):
+        ones = onnx.numpy_helper.from_array(np.ones(shape, np.float32), name)
+        model.graph.initializer.append(ones)
+    folder = make_onnx_folder(tmp_path / "m", model)
+    command = [sys.executable, "-P", "-c", BOUNDED, folder]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    first_to_go, peak = map(int, done.stdout.split())
+    assert first_to_go == 500
+    assert peak < 900 << 20, "onnxruntime leaves undone what there is no memory for"
+    assert (done.stderr, done.returncode) == ("", 0)
