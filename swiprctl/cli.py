@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from swiprctl.resuming import Remaining
 
 _SOME_FAILED = 1
+_NO_PATH = "''"  # how an empty one is shown
 _SELECT_FAILED = 2  # as grep has it
 
 
@@ -74,6 +75,10 @@ def _run(arguments: Arguments) -> int:
         from swiprctl.sheet import run as make_sheet
 
         return make_sheet(arguments)
+    if arguments.several:
+        from swiprctl.progress import outlive_signals
+
+        outlive_signals()
     with Client(
         arguments.socket,
         timeout=arguments.timeout,
@@ -184,7 +189,7 @@ def _run_through(
         failure = sink.take(path, answer)
         if failure is not None:
             if not arguments.errors:
-                say(f"{path}: {failure}{_advice(failure, arguments)}")
+                say(f"{path or _NO_PATH}: {failure}{_advice(failure, arguments)}")
             status = _SOME_FAILED if arguments.several else failure.exit_status
         elif arguments.verbose and isinstance(answer, Prediction):
             say(f"{path}: {_timings(answer)}")

@@ -190,7 +190,7 @@ class Bound:
                 return self._reached(label)
             case Comparison((Top(), Label() as label) | (Label() as label, Top()), (operator,)):
                 index, wanted = self._index(label), operator == "=="
-                return lambda row: (_top(row) == index) is wanted
+                return lambda row: (best := _top(row)) >= 0 and (best == index) is wanted
             case Comparison(operands, operators):
                 return self._chain(operands, operators)
 
@@ -242,9 +242,9 @@ class Bound:
             raise self._error(
                 label, f"{self._model} has {len(same)} labels {label.name!r}: write {told}"
             )
-        raise self._error(
-            label, f"{self._model} has no label {label.name!r}; {self._having(label.name)}"
-        )
+        alike = [one for one in self._distinct if one.casefold() == label.name.casefold()]
+        meant = f"; did you mean {alike[0]!r}?" if alike else f"; {self._having(label.name)}"
+        raise self._error(label, f"{self._model} has no label {label.name!r}{meant}")
 
     def _having(self, name: str) -> str:
         """List the labels, or of many those that are most like a name."""
@@ -269,8 +269,10 @@ def _holds(compare: Callable[[float, float], bool], left: float, right: float) -
 
 
 def _top(row: Numbers) -> int:
-    """Find the best label as `rows.best` does: the first of equals, and NaN below every number."""
-    return min(range(len(row)), key=lambda i: -p if (p := row[i]) == p else float("inf"))
+    """Find the best label as `rows.best` does: the first of equals, and NaN below every number.
+    Where nothing is a number, nothing is best: -1."""
+    best = min(range(len(row)), key=lambda i: -p if (p := row[i]) == p else float("inf"))
+    return best if row[best] == row[best] else -1
 
 
 def _plain(text: str) -> str:

@@ -62,7 +62,8 @@ def list_daemons(arguments: Arguments) -> int:
 
         _print(json.dumps(listed, indent=2))
     elif listed:
-        width = os.get_terminal_size(1).columns if os.isatty(1) else None
+        # A pty that nobody gave a size says 0.
+        width = (os.get_terminal_size(1).columns or 80) if os.isatty(1) else None
         _print("\n".join(table(listed, width)))
     else:
         say("no daemon is here; 'swiprctl predict' starts one of your own")

@@ -11,6 +11,7 @@ import select
 import stat
 
 from swiprctl.errors import CannotOpen, IsDirectory
+from swiprctl.signatures import HEAD, begins_an_image
 
 _MAX_NAME = 1 << 17
 _WINDOWS = (
@@ -34,6 +35,8 @@ class Names:
         Raises:
             CannotOpen: the list cannot be opened.
         """
+        self._called = "the list of names" + ("" if path == "-" else f" {path}")
+        self._image = f"it is an image, and no list: give it as swiprctl predict {path}"
         self._end = end
         self._left = b""
         self._names: list[str] = []
@@ -114,7 +117,10 @@ class Names:
             return
         except OSError as error:
             self.close()
-            self.error = CannotOpen(f"the list of names: {error.strerror}")
+            self._refuse(error.strerror or str(error))
+            return
+        if self._first and not self._left and begins_an_image(data[:HEAD]):
+            self._refuse(self._image)
             return
         if not data:
             self.close()
@@ -159,7 +165,7 @@ class Names:
     def _refuse(self, why: str) -> None:
         self.close()
         self._left = b""
-        self.error = CannotOpen(f"the list of names: {why}")
+        self.error = CannotOpen(f"{self._called}: {why}")
 
 
 def _is_there(name: bytes) -> bool:

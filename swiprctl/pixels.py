@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 import sys
 
-from swiprctl.errors import CannotOpen
+from swiprctl.errors import CannotOpen, TooLarge
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,16 +63,17 @@ def file_of(source: Any, most: int) -> list[memoryview]:
         source: an array of uint8, [h, w, 3] in the order red, green, blue, [h, w, 4] with an alpha
             that is dropped, as a PNG's is, [h, w] or [h, w, 1] of grey levels; or a Pillow image.
             An orientation in the EXIF of that goes along.
-        most: bytes that the file may have. A Pillow image that has more, or is to be turned,
+        most: bytes that the pixels may have. A Pillow image that has more, or is to be turned,
             becomes a PNG, which takes longer.
 
     Raises:
         TypeError: the array's numbers are not uint8, or it is none that has them in memory.
         ValueError: it has another shape, or no pixels.
-        CannotOpen: the Pillow image is of a file that cannot be read whole.
+        CannotOpen: the Pillow image is closed, or of a file that cannot be read whole.
+        TooLarge: they are more than `most`.
     """
     if not _is_pillow(source):
-        return _of_array(source)
+        return _of_array(source, most)
     try:
         return _of_pillow(source, most)
     except (OSError, SyntaxError) as error:  # Pillow reads the file only now
@@ -83,7 +84,7 @@ def _is_pillow(source: Any) -> bool:
     return hasattr(source, "mode") and hasattr(source, "convert")
 
 
-def _of_array(array: Any) -> list[memoryview]:
+def _of_array(array: Any, most: int) -> list[memoryview]:
     told = array.__array_interface__
     shape, kind = tuple(told["shape"]), told["typestr"]
     if kind[1:] != "u1":
@@ -102,6 +103,8 @@ def _of_array(array: Any) -> list[memoryview]:
         )
     if 0 in shape:
         raise ValueError(f"an array of shape {shape} has no pixels")
+    height, width = shape[:2]
+    _check_size(f"an array of shape {shape}", height * width * samples, most)
     try:
         view = memoryview(array)
     except TypeError as error:
@@ -109,23 +112,40 @@ def _of_array(array: Any) -> list[memoryview]:
             f"a {type(array).__name__} does not show its memory: give numpy.asarray(…) of it"
         ) from error
     pixels = view.cast("B") if view.c_contiguous else memoryview(view.tobytes())
-    height, width = shape[:2]
     header = _tiff(width, height, samples=samples, bits=8, kind=_UNSIGNED, order=_HOST)
     return [memoryview(header), pixels]
 
 
+def _check_size(what: str, size: int, most: int) -> None:
+    if size > most:
+        raise TooLarge(f"{what}: more than {most} bytes, the limit for what is not a file")
+
+
 def _of_pillow(image: Any, most: int) -> list[memoryview]:
+    try:
+        image.load()
+    except (ValueError, AssertionError) as error:  # of Pillow's, the latter without a word
+        raise CannotOpen(
+            f"cannot read the image: {str(error) or 'its file is closed'}; open it again"
+        ) from error
     width, height = image.size
     if width * height == 0:
         raise ValueError(f"an image of {width}x{height} has no pixels")
     turned = _orientation(image)
     if image.mode not in _MODES:
-        image = image.convert("RGB")
+        try:
+            image = image.convert("RGB")
+        except ValueError as error:
+            raise ValueError(
+                f"an image of mode {image.mode}: {error}; convert it to RGB or L"
+            ) from error
     samples, bits, kind = _MODES[image.mode]
-    large = width * height * samples * bits // 8 > most - 512
+    size = width * height * samples * bits // 8
+    large = size > most - 512
     # Pillow turns a TIFF in any case, and a PNG only where it is told to.
     if (large or turned != 1) and image.mode in ("L", "RGB", "I;16"):
         return [_png(image, turned)]
+    _check_size(f"an image of {width}x{height}", size, most)
     order = _ORDERS.get(image.mode, _HOST)
     header = _tiff(width, height, samples=samples, bits=bits, kind=kind, order=order)
     return [memoryview(header), memoryview(image.tobytes())]

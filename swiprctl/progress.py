@@ -24,11 +24,18 @@ if TYPE_CHECKING:
 FIRST = 1.0
 """Seconds after which work is long enough for a line, and for a summary behind it."""
 
+_WIDTH = 80  # columns of a terminal that says 0, as a pty does that nobody gave a size
 _EACH = 0.2  # seconds between two drawings
 _RECENT = 50  # drawings: what the rate is of
 _STDOUT, _STDERR = 1, 2
 _SIGUSR1, _SIGALRM, _SIGTSTP, _SIGWINCH = 10, 14, 20, 28
 _ERASE = b"\r\x1b[K"
+
+
+def outlive_signals() -> None:
+    """See that SIGUSR1 ends nothing, before there is a tally to sum up."""
+    if _signal.getsignal(_SIGUSR1) is _signal.SIG_DFL:
+        _signal.signal(_SIGUSR1, lambda *_: None)
 
 
 class Progress:
@@ -130,7 +137,7 @@ class Progress:
         self._lifted += 1  # a signal that comes meanwhile leaves it alone
         try:
             if os.tcgetpgrp(_STDERR) == os.getpgrp():
-                columns = os.get_terminal_size(_STDERR).columns
+                columns = os.get_terminal_size(_STDERR).columns or _WIDTH
                 text = fitted(self._parts(), columns - 1).encode("ascii", "replace")
                 if text != self._drawn:
                     self._drawn = text  # first: Ctrl-C may come between the two

@@ -176,8 +176,8 @@ class RequestQueue:
         if self.too_late(job, now):
             self.refused += 1
             raise DeadlineExceeded(
-                f"not tried: it gives {given:.3g} s, and even a small image takes"
-                f" {self._least_time.seconds:.3g} s: give more"
+                f"not tried: {max(given, 0.0):.3g} s of its timeout were left, and even a small"
+                f" image takes {self._least_time.seconds:.3g} s: give more"
             )
         if (wait := self._short_deadlines.wait(job.uid, given, now)) > 0.0:
             self.refused += 1

@@ -227,7 +227,7 @@ class TestPredict:
         assert swiprctl("predict", "--files-from=-") == ("", "", 0)
         out, err, status = swiprctl("predict", "--files0-from=-", stdin=b"10.jpg\0\x0020.jpg\0")
         assert out == "10.jpg,0.1,0.9\n20.jpg,0.2,0.8\n"
-        assert (err, status) == ("swiprctl: : No such file or directory\n", 1)
+        assert (err, status) == ("swiprctl: '': No such file or directory\n", 1)
         assert swiprctl("predict", "--files-from=missing") == (
             "",
             "swiprctl: missing: No such file or directory\n",

@@ -179,6 +179,8 @@ def test_what_is_no_number_compares_false(operator: str) -> None:
     row = answer(labels=("a", "b"), row=(math.nan, math.nan))
     for expression in (f"a {operator} 0", f"0 {operator} a", f"a {operator} b", f"a {operator} a"):
         assert not parse(expression).fulfilled(row)
+    for expression in ("top == a", "top != a", "top == b", "top != b"):
+        assert not parse(expression).fulfilled(row)
     assert parse("top == b").fulfilled(answer(labels=("a", "b"), row=(math.nan, -5.0)))
 
 

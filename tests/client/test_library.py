@@ -9,6 +9,7 @@ import pickle
 import pydoc
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,13 @@ def test_a_picture_that_is_too_large_to_go_as_it_is_becomes_a_png(
             client.predict(np.asarray(image))
 
 
+@pytest.mark.parametrize("shape", [(70_000, 70_000), (40_000, 40_000, 3), (1 << 40, 1)], ids=str)
+def test_an_array_beyond_all_limits(daemon: DaemonProcess, shape: tuple[int, ...]) -> None:
+    """One byte, shown as many: nothing of it is copied."""
+    with Client(daemon.path) as client, pytest.raises(swiprctl.TooLarge, match="more than 6710886"):
+        client.predict(np.broadcast_to(np.uint8(0), shape))
+
+
 @pytest.mark.parametrize(
     ("array", "kind", "text"),
     [
@@ -147,6 +155,7 @@ def test_a_picture_that_is_too_large_to_go_as_it_is_becomes_a_png(
         (np.uint8(7), ValueError, r"shape \(\): expected \[h, w, 3\]"),
         (np.zeros((0, 4, 3), np.uint8), ValueError, r"shape \(0, 4, 3\) has no pixels"),
         (Image.new("RGB", (0, 4)), ValueError, "an image of 0x4 has no pixels"),
+        (Image.new("La", (4, 4)), ValueError, "of mode La: .*; convert it to RGB or L"),
     ],
 )
 def test_what_is_no_picture(
@@ -157,6 +166,23 @@ def test_what_is_no_picture(
             client.predict(array)
         with pytest.raises(kind, match=text):
             list(client.predict_many([array]))
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_a_pillow_image_that_is_closed(daemon: DaemonProcess, read: bool) -> None:
+    """As a `with` leaves it."""
+    with tempfile.NamedTemporaryFile(suffix=".png") as file:
+        Image.new("RGB", (4, 4)).save(file.name)
+        with Image.open(file.name) as image:
+            if read:
+                image.load()
+    if read:
+        image.close()
+    with (
+        Client(daemon.path) as client,
+        pytest.raises(CannotOpen, match=r"cannot read the image: .* closed.*; open it again"),
+    ):
+        client.predict(image)
 
 
 def test_a_pillow_image_of_a_file_that_is_cut_short(daemon: DaemonProcess, tmp_path: Path) -> None:

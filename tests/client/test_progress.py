@@ -243,6 +243,48 @@ def test_a_signal_asks_for_a_summary_anywhere(tmp_path: Path, gate: Gate) -> Non
     )
 
 
+def test_a_signal_that_comes_early_ends_nothing(tmp_path: Path) -> None:
+    """Here, while the client asks which model serves, to go on with an output file."""
+    asked, go = threading.Event(), threading.Event()
+
+    def late(connection: Connection) -> None:
+        while True:
+            request = connection.asked()
+            if request.op == "model":
+                asked.set()
+                assert go.wait(timeout=20)
+                connection.reply(request.id, model="peer@1", labels=["sharp", "blurred"])
+            else:
+                connection.answer(request, 0.25, 0.75)
+
+    for name in "ab":
+        (tmp_path / name).write_bytes(b"\xff\xd8\xff")
+    with Peer(tmp_path / "s", late):
+        command = [sys.executable, "-m", "swiprctl", "predict", "--output=rows.csv"]
+        around = {**os.environ, "SWIPR_SOCKET": f"{tmp_path}/s"}
+        subprocess.run([*command, "a"], cwd=tmp_path, env=around, timeout=30, check=True)
+        process = subprocess.Popen(
+            [*command, "--resume", "a", "b"], cwd=tmp_path, stderr=subprocess.PIPE, env=around
+        )
+        assert asked.wait(timeout=20)
+        process.send_signal(signal.SIGUSR1)
+        go.set()
+        _, err = process.communicate(timeout=30)
+    assert (err, process.returncode) == (b"", 0)
+    assert (tmp_path / "rows.csv").read_text() == "a,0.25,0.75\nb,0.25,0.75\n"
+
+
+def test_a_terminal_that_says_no_width(tmp_path: Path, gate: Gate) -> None:
+    with (
+        terminal(0) as (screen, slave),
+        started(tmp_path, slave, "predict", *NAMES),
+    ):
+        gate.let(10)
+        screen.wait_for("10 of 40 done, 1 failed")
+        gate.let(NUMBER)
+        screen.rest()
+
+
 def test_an_interrupt_takes_the_line_away_and_sums_up(tmp_path: Path, gate: Gate) -> None:
     with (
         terminal() as (screen, slave),

@@ -177,6 +177,14 @@ def test_a_label_that_the_model_has_not() -> None:
 
 
 @pytest.mark.usefixtures("folder")
+def test_a_label_in_other_letters() -> None:
+    told = "swiprctl: cats@1 has no label 'Cat'; did you mean 'cat'?"
+    assert swiprctl("select", "Cat > 0", *ALL)[1].splitlines()[0] == told
+    told = "swiprctl: cats@1 has no label 'No Cat'; did you mean 'no cat'?"
+    assert swiprctl("select", '"No Cat" > 0', *ALL)[1].splitlines()[0] == told
+
+
+@pytest.mark.usefixtures("folder")
 def test_a_path_in_the_conditions_place() -> None:
     Path("a b.jpg").write_bytes(b"x")
     for name in ("10.jpg", "a b.jpg"):

@@ -155,6 +155,31 @@ def test_a_list_of_another_kind(around: Surroundings, option: str, names: bytes,
     assert (done.stdout, done.returncode) == (b"", 1)
 
 
+def test_an_image_in_the_place_of_a_list(around: Surroundings) -> None:
+    photo = around.runtime.parent / "photo.jpg"
+    photo.write_bytes(b"\xff\xd8\xff\xe0\0\x10JFIF\0" + bytes(100))
+    for option in ("--files-from", "--files0-from"):
+        done = predict(around, f"{option}=photo.jpg", stdin=b"")
+        assert done.stderr.decode() == (
+            "swiprctl: the list of names photo.jpg: it is an image, and no list: give it as"
+            " swiprctl predict photo.jpg\n"
+        )
+        assert done.returncode == 1
+        done = predict(around, f"{option}=-", stdin=photo.read_bytes())
+        assert done.stderr.decode() == (
+            "swiprctl: the list of names: it is an image, and no list: give it as"
+            " swiprctl predict -\n"
+        )
+    (around.runtime.parent / "list").write_bytes(b"a.jpg\0b.jpg\0")
+    told = predict(around, "--files-from=list", stdin=b"").stderr.decode()
+    assert told.startswith("swiprctl: the list of names list: NULs end its names")
+
+
+def test_an_empty_path_is_shown(around: Surroundings) -> None:
+    done = predict(around, "", stdin=b"")
+    assert done.stderr.decode() == "swiprctl: '': No such file or directory\n"
+
+
 def test_what_came_before_such_a_line_is_answered(around: Surroundings) -> None:
     for names in (b"a.jpg\nb.jpg\r\n", b"a.jpg\nb.jpg\0", b"a.jpg\n\0\n"):
         done = predict(around, "--files-from=-", stdin=names)

@@ -348,9 +348,11 @@ class TestComeBackLater:
         for seconds in (0.5, 0.02, 3.0):
             queue.served(make(), seconds, now=seconds, alone=seconds)
         assert queue.admit(make(deadline=100.03), 100.0) is None
-        with pytest.raises(DeadlineExceeded, match=r"gives 0\.01 s, .* 0\.02 s"):
+        with pytest.raises(DeadlineExceeded, match=r": 0\.01 s of its .* 0\.02 s"):
             queue.admit(make(deadline=100.01), 100.0)
-        assert queue.refused == 1
+        with pytest.raises(DeadlineExceeded, match=r": 0 s of its timeout were left, .* 0\.02 s"):
+            queue.admit(make(deadline=99.0), 100.0)
+        assert queue.refused == 2
         queue.new_model(0.005)
         assert queue.admit(make(deadline=100.01), 100.0) is None
 
