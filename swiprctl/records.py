@@ -184,6 +184,8 @@ def _headed(header: Sequence[str]) -> Callable[[list[str]], Record]:
     def record(row: list[str]) -> Record:
         if len(row) != len(header):
             raise ValueError(f"{len(row)} fields below a header of {len(header)}")
+        if header[1] == "model" and _is_number(row[1]):
+            raise ValueError("a number below 'model': of a model with such a label, give JSON")
         error = row[at - 1] if failures and row[at - 2] else ""
         if error:
             return Record(path=row[0], values={}, error=error)

@@ -69,6 +69,11 @@ def test_the_best_label_alone() -> None:
     assert records(b"path,label,probability\na\n") == [Record(path="a", values={})]
 
 
+def test_a_label_that_is_called_model_is_not_left_out() -> None:
+    with pytest.raises(BadRecords, match="line 2: a number below 'model'"):
+        records(b"path,model,other\na,0.75,0.25\n")
+
+
 def test_failures() -> None:
     failed = Record(path="a", values={}, error="not an image")
     assert records(b"path,error,message,x,y\na,bad-image,not an image,,\n") == [failed]
