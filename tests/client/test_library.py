@@ -466,7 +466,7 @@ def test_every_error_is_exported() -> None:
         return {kind.__name__}.union(*map(tree, kind.__subclasses__()))
 
     of_files = {"NoSuchFile", "NoPermission", "IsDirectory", "NoDescriptor"}
-    of_the_command = {"BadRecords", "CannotWrite", "WriteFailed"}
+    of_the_command = {"BadRecords", "CannotWrite", "ConditionError", "WriteFailed"}
     assert tree(SwiprError) - of_files - of_the_command <= set(swiprctl.__all__)
     for name in swiprctl.__all__:
         assert getattr(swiprctl, name) is not None
